@@ -1,0 +1,1 @@
+"""genmeasure: why, and how well, does this fine-tuned checkpoint generalize?"""
