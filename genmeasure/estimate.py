@@ -115,12 +115,12 @@ MIN_DEGREES_OF_FREEDOM = 16
 """Below this the standard error is itself too uncertain to stop on."""
 
 
-def until_precise(draw: Callable[[int], Tensor], examples: int, *, rtol: float, atol: float = 0.0,
+def until_precise(draw: Callable[[int], Tensor], examples: int, *, rtol: float | Tensor, atol: float = 0.0,
                   max_passes: int, watch: Tensor | None = None) -> StratifiedMean:
     """Draw passes until every watched quantity has a standard error of at most `max(atol, rtol * |value|)`.
 
     draw: pass number -> [batches, k] sums over each batch's examples.
-    watch: [m, k] linear combinations that must be precise; None watches all k entries.
+    watch: [m, k] linear combinations that must be precise; None watches all k entries. rtol: one, or one of each [m].
     max_passes: draws end here at the latest; the standard error says what was reached.
     """
     mean = StratifiedMean(examples)
@@ -130,6 +130,6 @@ def until_precise(draw: Callable[[int], Tensor], examples: int, *, rtol: float, 
             continue
         w = torch.eye(mean.value.numel(), dtype=torch.float64) if watch is None else watch.to(torch.float64)
         stderr = (w @ mean.covariance @ w.T).diagonal().clamp(min=0).sqrt()
-        if bool((stderr <= torch.clamp(rtol * (w @ mean.value).abs(), min=atol)).all()):
+        if bool((stderr <= (rtol * (w @ mean.value).abs()).clamp(min=atol)).all()):
             break
     return mean

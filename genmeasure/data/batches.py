@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,13 +17,14 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 DEFAULT_BATCH_SIZE = 64
 
 
-def _each(inputs: Any, f):
-    if isinstance(inputs, Tensor):
-        return f(inputs)
+def map_tensors(inputs: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """`inputs` with `f` applied to every tensor or array in it, through mappings and tuples."""
+    if isinstance(inputs, (Tensor, np.ndarray)):
+        return f(torch.as_tensor(inputs))
     if isinstance(inputs, Mapping):
-        return {k: _each(v, f) for k, v in inputs.items()}
+        return {k: map_tensors(v, f) for k, v in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        return tuple(_each(v, f) for v in inputs)
+        return tuple(map_tensors(v, f) for v in inputs)
     return inputs
 
 
@@ -40,9 +42,19 @@ class Batch:
     clean: Tensor | None = None
     index: int = 0
 
+    def __post_init__(self):
+        lengths = {len(t) for t in self.tensors()}
+        if len(lengths) > 1:
+            counts = " and ".join(map(str, sorted(lengths)))
+            raise InputError(f"a batch came whose tensors hold {counts} examples; there must be one label for each "
+                             "input")
+
     @classmethod
     def of(cls, batch: Any, index: int = 0) -> Batch:
-        """From what a user's loader yields: (x, y), (x, y, clean), a mapping with a label key, or a `Batch`."""
+        """From what a user's loader yields: (x, y), (x, y, clean), a mapping with a label key, or a `Batch`.
+
+        Arrays become tensors. Raises `InputError` for anything else and for tensors of unequal length.
+        """
         if isinstance(batch, Batch):
             return replace(batch, index=index)
         if isinstance(batch, Mapping):
@@ -53,11 +65,13 @@ class Batch:
                                  "must hold the labels")
             targets = torch.as_tensor(inputs.pop(key))
             clean = inputs.pop("clean", None)
-            return cls(inputs, targets, None if clean is None else torch.as_tensor(clean), index)
+            return cls(map_tensors(inputs, torch.as_tensor), targets,
+                       None if clean is None else torch.as_tensor(clean), index)
         if isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
             x, y, *rest = batch
             x = tuple(x) if isinstance(x, (tuple, list)) else x if isinstance(x, Mapping) else (torch.as_tensor(x),)
-            return cls(x, torch.as_tensor(y), torch.as_tensor(rest[0]) if rest else None, index)
+            return cls(map_tensors(x, torch.as_tensor), torch.as_tensor(y),
+                       torch.as_tensor(rest[0]) if rest else None, index)
         raise InputError(f"a batch of type {type(batch).__name__} came; expected (inputs, labels), "
                          "(inputs, labels, clean labels) or a mapping with the key 'labels'")
 
@@ -68,22 +82,39 @@ class Batch:
         """Move; floating-point tensors take the parameters' dtype."""
         def move(t: Tensor) -> Tensor:
             return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
-        return replace(self, inputs=_each(self.inputs, move), targets=move(self.targets),
+        return replace(self, inputs=map_tensors(self.inputs, move), targets=move(self.targets),
                        clean=None if self.clean is None else move(self.clean))
 
-    def select(self, rows: slice | Tensor) -> Batch:
-        """Some of the examples."""
-        return replace(self, inputs=_each(self.inputs, lambda t: t[rows]), targets=self.targets[rows],
+    def select(self, rows: slice | Tensor | None) -> Batch:
+        """Some of the examples; None puts a batch dimension of one in front of a single example."""
+        return replace(self, inputs=map_tensors(self.inputs, lambda t: t[rows]), targets=self.targets[rows],
                        clean=None if self.clean is None else self.clean[rows])
 
     def tensors(self) -> list[Tensor]:
+        """Every tensor: inputs (those of a mapping by sorted key), targets, clean targets."""
         found: list[Tensor] = []
-        _each(self.inputs, found.append)
+        inputs = self.inputs
+        map_tensors(dict(sorted(inputs.items())) if isinstance(inputs, dict) else inputs, found.append)
         return [*found, self.targets] + ([] if self.clean is None else [self.clean])
+
+    def alike(self, other: Batch) -> bool:
+        """Whether the examples of both have the same shapes."""
+        return [t.shape[1:] for t in self.tensors()] == [t.shape[1:] for t in other.tensors()]
+
+    def joined(self, other: Batch) -> Batch:
+        """The examples of both."""
+        mine, theirs = [], []
+        map_tensors(self.inputs, mine.append)
+        map_tensors(other.inputs, theirs.append)
+        both = iter([torch.cat(pair) for pair in zip(mine, theirs, strict=True)])
+        return replace(self, inputs=map_tensors(self.inputs, lambda t: next(both)),
+                       targets=torch.cat([self.targets, other.targets]),
+                       clean=None if self.clean is None else torch.cat([self.clean, other.clean]))
 
     def digest(self) -> str:
         """A hash of every tensor in the batch, its dtype and shape included."""
         h = hashlib.sha256()
+        h.update(repr(sorted(self.inputs) if isinstance(self.inputs, dict) else len(self.inputs)).encode())
         for t in self.tensors():
             h.update(f"{t.dtype}{tuple(t.shape)}".encode())
             h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -119,13 +150,27 @@ class Batches:
                     name: str = "data") -> Batches:
         """Cut arrays x [n, ...], y [n] and clean [n] into batches, the last one possibly shorter."""
         whole = Batch.of((x, y) if clean is None else (x, y, clean))
-        if len(whole.inputs[0]) != len(whole.targets):
-            raise InputError(f"{len(whole.inputs[0])} inputs and {len(whole.targets)} labels came for {name!r}; "
-                             "there must be one label for each input")
         return cls([whole.select(slice(i, i + batch_size)) for i in range(0, len(whole), batch_size)], name)
 
+    def take(self, rows: Tensor) -> list[Batch]:
+        """The examples marked in `rows` [size], small batches joined where their shapes allow it."""
+        limit = max(len(part) for part in rows.split([len(b) for b in self]))
+        taken: list[Batch] = []
+        start = 0
+        for batch in self:
+            wanted = rows[start:start + len(batch)].nonzero().squeeze(1)
+            start += len(batch)
+            if len(wanted):
+                part = batch.select(wanted)
+                if taken and len(taken[-1]) + len(part) <= limit and taken[-1].alike(part):
+                    part = taken.pop().joined(part)
+                taken.append(replace(part, index=len(taken)))
+        return taken
+
     def __iter__(self) -> Iterator[Batch]:
-        for index, batch in enumerate(self._source):
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws from the global generator when it starts
+            source = iter(self._source)
+        for index, batch in enumerate(source):
             yield Batch.of(batch, index)
 
     def __len__(self) -> int:

@@ -1,0 +1,59 @@
+"""Li & Zhang 2021: PAC-Bayes bound from layer-wise distances."""
+
+from __future__ import annotations
+
+import math
+
+from genmeasure.bounds.assumptions import bounded_loss, feed_forward
+from genmeasure.bounds.terms import exponential, laid_out, loss_bound
+from genmeasure.errors import unknown
+from genmeasure.estimate import Estimate
+from genmeasure.layers import operator_norm
+from genmeasure.norms import frobenius, spectral
+from genmeasure.predictions import predictions
+from genmeasure.registry import bound
+from genmeasure.subject import Subject
+
+
+def log_complexity(source_norms: list[float], distances: list[float]) -> float:
+    """ln of ( sum_i prod_j (B_j + D_j) / (B_i + D_i) )^2 sum_i D_i^2; -inf where nothing moved."""
+    if not any(distances):
+        return -math.inf
+    reach = [math.log(b + d) if b + d > 0 else -math.inf for b, d in zip(source_norms, distances, strict=True)]
+    if any(r == -math.inf for r in reach):
+        return -math.inf  # a layer that stays at zero: the network is constant
+    terms = [sum(reach) - r for r in reach]
+    top = max(terms)
+    log_sum = top + math.log(sum(math.exp(t - top) for t in terms))
+    return 2 * log_sum + math.log(sum(d**2 for d in distances))
+
+
+@bound("li2021", index=("term",), kind={"theorem": "measure", "table": "reproduction"},
+       source="arXiv:2111.04578, constants reconstructed (bounds.md 3.5)", assumes=(feed_forward, bounded_loss))
+def li2021(subject: Subject, *, variant: str = "table", epsilon: float = 0.1, delta: float = 0.05,
+           loss_upper: str | float = "max-sample") -> dict[str, Estimate]:
+    """Loss from the layers' distances D_i from the start and the start's spectral norms B_i.
+
+    variant `table`: sqrt( (sum_i prod_j (B_j + D_j) / (B_i + D_i))^2 sum_i D_i^2 / (epsilon^2 n) ). `theorem`: training
+    loss + epsilon + C sqrt( (36/epsilon^2 C_1^2 H ln(4 L H C_1) (...) + 3 ln(n/delta) + 8) / n ) with the largest input
+    norm C_1, the largest width H, depth L and the loss bound C; a measure, because the published constants could not be
+    confirmed. Norms are of reshaped kernels in the table and of linear maps in the theorem, BatchNorm folded.
+    """
+    n = subject.train.size
+    starts = [subject.start_weight(x, fold=True) for x in subject.layers]
+    distances = [frobenius(subject.displacement(x, fold=True)) for x in subject.layers]
+    if variant == "table":
+        log_total = 0.5 * (log_complexity([spectral(w) for w in starts], distances) - math.log(n)) - math.log(epsilon)
+        return laid_out({"complexity": exponential(log_total)}, log_total=log_total, n=n)
+    if variant != "theorem":
+        raise unknown("variant of li2021", variant, ["theorem", "table"])
+    norms = [operator_norm(x, w) for x, w in zip(subject.layers, starts, strict=True)]
+    unrolled = [d * math.sqrt(math.prod(x.output_shape[1:]) if x.convolution else 1)
+                for x, d in zip(subject.layers, distances, strict=True)]
+    found, c = predictions(subject), loss_bound(subject, loss_upper)
+    reach, width = found.input_norm.max().item(), max(x.width for x in subject.layers)
+    log_inside = (math.log(36 / epsilon**2 * reach**2 * width * math.log(4 * len(norms) * width * reach))
+                  + log_complexity(norms, unrolled))
+    inside = exponential(log_inside) + 3 * math.log(n / delta) + 8
+    terms = {"training-loss": found.loss.mean().item(), "epsilon": epsilon, "complexity": c * math.sqrt(inside / n)}
+    return laid_out(terms, trivial=c, remarks={"loss-bound": c}, n=n)

@@ -1,0 +1,107 @@
+"""Neyshabur, Bhojanapalli & Srebro 2018: spectrally normalised margin bound."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from genmeasure.bounds.assumptions import feed_forward
+from genmeasure.bounds.terms import exponential, laid_out
+from genmeasure.errors import InputError, unknown
+from genmeasure.estimate import Estimate
+from genmeasure.layers import matrix, operator_norm
+from genmeasure.norms import frobenius, spectral
+from genmeasure.predictions import predictions
+from genmeasure.registry import bound
+from genmeasure.subject import Subject
+
+MARGIN_EXPONENTS = range(-20, 21)
+"""The certificate tries every margin 2^j with these j and splits delta between them."""
+
+
+def log_table(spectral_norms: list[float], ratios: list[float], margin: float, n: int) -> float:
+    """ln sqrt( P^2 sum_i (F_i / s_i)^2 / (margin^2 n) ), P the product of the spectral norms."""
+    product = sum(math.log(s) for s in spectral_norms)
+    return product + 0.5 * math.log(sum(r**2 for r in ratios)) - math.log(margin) - 0.5 * math.log(n)
+
+
+def log_divergence(spectral_norms: list[float], ratios: list[float], margin: float, input_norm: float, width: int,
+                   log_beta: float) -> float:
+    """ln( 42^2/2 d^2 B^2 h ln(4dh) betat^(2d-2) beta^2 sum_i (F_i / s_i)^2 / margin^2 ), betat = exp(log_beta)."""
+    d = len(spectral_norms)
+    log_product = sum(math.log(s) for s in spectral_norms)
+    return (math.log(42**2 / 2) + 2 * math.log(d * input_norm / margin) + math.log(width * math.log(4 * d * width))
+            + (2 * d - 2) * log_beta + 2 * log_product / d + math.log(sum(r**2 for r in ratios)))
+
+
+def certified_complexity(log_kl: float, depth: int, m: int, delta: float) -> float:
+    """4 sqrt( (KL + ln(6 d m^(1 + 1/2d) / delta)) / (m - 1) )."""
+    confidence = math.log(6 * depth / delta) + (1 + 1 / (2 * depth)) * math.log(m)
+    return 4 * math.sqrt((exponential(log_kl) + confidence) / (m - 1))
+
+
+def grid_log_beta(log_beta: float, depth: int, margin: float, input_norm: float, m: int) -> float:
+    """ln of the grid point that covers beta: spacing 2 lo / d over [lo, hi] = (margin/2B)^(1/d) [1, m^(1/2d)].
+
+    Outside that range the bound is trivial or vacuous, and beta itself is returned.
+    """
+    low = math.log(margin / (2 * input_norm)) / depth
+    high = low + math.log(m) / (2 * depth)
+    if not low <= log_beta <= high:
+        return log_beta
+    spacing = 2 * math.exp(low) / depth
+    step = round((math.exp(log_beta) - math.exp(low)) / spacing)
+    return math.log(math.exp(low) + step * spacing)
+
+
+@bound("neyshabur2018", index=("term",), kind={"theorem": "certificate", "code": "measure", "table": "reproduction"},
+       source="arXiv:1707.09564, Theorem 1; table: Ju, Li & Zhang 2022 (reconstructed)", assumes=(feed_forward,))
+def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 0.05,
+                  percentile: float = 0.1) -> dict[str, Estimate]:
+    """0-1 error of a plain ReLU network from its spectral norms, its Frobenius norms and a margin.
+
+    variant `theorem`: margin loss plus 4 sqrt((KL + ln ...)/(m - 1)) with explicit constants, the best of a grid of
+    margins that delta is split over; convolutions enter as the linear maps that they are, with their unrolled Frobenius
+    norm. `table`: sqrt(P^2 sum F_i^2/s_i^2 / (margin^2 n)), reshaped kernels. `code`: the authors' public code,
+    d (P/margin) sqrt(sum h_i D_i^2/s_i^2) / sqrt(n) with the distance D_i from the start. The last two take the margin
+    at `percentile` of the training margins and are infinite where that is not positive. BatchNorm is folded, the
+    start's with the start's statistics. delta: probability that the certificate fails.
+    """
+    found = predictions(subject)
+    if found.margin is None:
+        raise InputError(f"the loss {subject.loss.name!r} has no classes; margins need a classification loss")
+    weights = [subject.weight(x, fold=True) for x in subject.layers]
+    n, d = subject.train.size, len(weights)
+    if variant == "theorem":
+        norms = [operator_norm(x, w) for x, w in zip(subject.layers, weights, strict=True)]
+        positions = [math.prod(x.output_shape[1:]) if x.convolution else 1 for x in subject.layers]
+        ratios = [math.sqrt(p) * frobenius(w) / s for p, w, s in zip(positions, weights, norms, strict=True)]
+        width, b = max(x.width for x in subject.layers), found.input_norm.max().item()
+        log_beta = sum(math.log(s) for s in norms) / d
+
+        def at(gamma: float) -> tuple[float, float, float]:
+            log_kl = log_divergence(norms, ratios, gamma, b, width, grid_log_beta(log_beta, d, gamma, b, n))
+            return ((found.margin <= gamma).double().mean().item(),
+                    certified_complexity(log_kl, d, n, delta / len(MARGIN_EXPONENTS)), gamma)
+        empirical, complexity, gamma = min((at(2.0**j) for j in MARGIN_EXPONENTS), key=lambda t: t[0] + t[1])
+        return laid_out({"margin-loss": empirical, "complexity": complexity}, trivial=1.0,
+                        remarks={"margin": gamma}, n=n)
+
+    gamma = torch.quantile(found.margin, percentile).item()
+    norms = [spectral(w) for w in weights]
+    if variant == "table":
+        ratios, factor = [frobenius(w) / s for w, s in zip(weights, norms, strict=True)], 1.0
+    elif variant == "code":
+        distances = [frobenius(subject.displacement(x, fold=True)) for x in subject.layers]
+        units = [math.sqrt(matrix(w).shape[0]) for w in weights]
+        ratios = [u * f / s for u, f, s in zip(units, distances, norms, strict=True)]
+        factor = float(d)
+    else:
+        raise unknown("variant of neyshabur2018", variant, ["theorem", "code", "table"])
+    if gamma <= 0 or not any(ratios):
+        value = math.inf if gamma <= 0 else 0.0
+        return laid_out({"complexity": value}, trivial=1.0, remarks={"margin": gamma}, n=n)
+    log_total = math.log(factor) + log_table(norms, ratios, gamma, n)
+    return laid_out({"complexity": exponential(log_total)}, log_total=log_total, trivial=1.0, remarks={"margin": gamma},
+                    n=n)

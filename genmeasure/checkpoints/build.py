@@ -1,0 +1,220 @@
+"""Build a model from a one-line specification.
+
+`torchvision:resnet18`, `timm:NAME`, `hf:FOLDER`, `pkg.module:function` or `path/to/file.py:function`, each with
+optional arguments: `?key=value&key=value`.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from genmeasure.errors import InputError, unknown
+
+FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER, pkg.module:function, path/to/file.py:function"
+
+
+def build(spec: str, *, seed: int = 0) -> nn.Module:
+    """The model that `spec` describes, with weights drawn from `seed`; the global random state stays as it was.
+
+    Raises `InputError` for a library, file, function or argument that does not exist, and for a result that is not
+    a module.
+    """
+    target, arguments = split(spec)
+    family, colon, name = target.partition(":")
+    if not colon or not name:
+        raise InputError(f"the model {spec!r} came; expected one of {FORMS}, with ?key=value&key=value for arguments")
+    with seeded(seed):
+        model = FAMILIES[family](name, arguments) if family in FAMILIES else call(target, arguments)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{target} returned a {type(model).__name__}; a model must be a torch.nn.Module, return one")
+    return model
+
+
+def split(spec: str) -> tuple[str, dict[str, Any]]:
+    """`target?key=value&key=value` -> target and arguments; values are Python literals, and else text."""
+    target, _, query = spec.partition("?")
+    arguments = {}
+    for pair in filter(None, query.split("&")):
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise InputError(f"the argument {pair!r} came in {spec!r}; write arguments as ?key=value&key=value")
+        arguments[key] = _value(text)
+    return target, arguments
+
+
+def call(target: str, arguments: Mapping[str, Any]) -> Any:
+    """The result of `pkg.module:function` or `path/to/file.py:function`; names of arguments are checked first."""
+    place, _, name = target.rpartition(":")
+    module = _module_from_file(Path(place)) if place.endswith(".py") else _module(place, target)
+    function = getattr(module, name, None)
+    if not callable(function):
+        own = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+        raise unknown(f"function in {place}", name, own)
+    check_arguments(target, function, arguments)
+    return function(**arguments)
+
+
+def check_arguments(target: str, function: Callable, arguments: Mapping[str, Any]) -> None:
+    """Raise `InputError` for an argument that `function` does not take, or that it lacks."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some built-in functions have no signature
+        return
+    takes = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in arguments:
+            if not takes:
+                raise InputError(f"the argument {name!r} came for {target}, which takes none; leave it out")
+            if name not in takes:
+                raise unknown(f"argument of {target}", name, takes)
+    lacks = [k for k, p in takes.items() if p.default is p.empty and k not in arguments]
+    if lacks:
+        raise InputError(f"{target} needs the argument {lacks[0]!r}; write {target}?{lacks[0]}=VALUE")
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, the global generators of torch and Python start from `seed`; afterwards they are as they were."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices):
+            random.seed(seed)
+            # torch.manual_seed would also leave a seed behind for devices that are not in use yet
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                torch.cuda.default_generators[device].manual_seed(seed)
+            yield
+    finally:
+        random.setstate(state)
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _module(name: str, target: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise InputError(f"there is no module {name!r} for {target!r}; install it, or name a file as in "
+                             "path/to/file.py:function") from error
+        raise _import_failed(name, error) from error
+    except Exception as error:
+        raise _import_failed(name, error) from error
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    """Run a file as a module under a name that depends on its place and content."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; give the path of an existing file, as in path/to/file.py:function")
+    content = path.read_bytes()
+    name = f"_{path.stem}_{hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    description = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(description)
+    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
+    sys.path.insert(0, str(path.resolve().parent))  # so that the file can import its neighbours
+    try:
+        description.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _import_failed(str(path), error) from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def _import_failed(place: str, error: Exception) -> InputError:
+    return InputError(f"importing {place} raised {type(error).__name__}: {error}; make it importable on its own first")
+
+
+def _library(name: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+        raise _unusable(name, extra, error) from error
+
+
+def _unusable(library: str, extra: str, error: Exception) -> InputError:
+    missing = isinstance(error, ModuleNotFoundError) and error.name == library
+    reason = "is not installed" if missing else \
+        f"fails to import ({str(error).splitlines()[0]}), perhaps because it was built for another torch"
+    return InputError(f'{library} {reason}; install it with: pip install "genmeasure[{extra}]"')
+
+
+def _created(family: str, create: Callable, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        return create(name, **arguments)
+    except TypeError as error:  # the libraries pass arguments on, so their signatures do not list them
+        raise InputError(f"{family}:{name} does not take {dict(arguments)} ({error}); "
+                         "use the arguments of its constructor") from error
+
+
+def _torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    models = _library("torchvision", "vision").models
+    if name not in models.list_models():
+        raise unknown("torchvision model", name, models.list_models())
+    return _created("torchvision", models.get_model, name, arguments)
+
+
+def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    timm = _library("timm", "vision")
+    if not timm.is_model(name):  # accepts NAME.TAG, which the list does not hold
+        raise unknown("timm model", name, timm.list_models())
+    return _created("timm", timm.create_model, name, arguments)
+
+
+def _transformers(folder: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The architecture that FOLDER/config.json names, or `?architecture=BertForSequenceClassification`.
+
+    Weights are drawn; the trained ones are read and matched by the caller like any checkpoint. Other arguments
+    change the configuration, such as `num_labels=2`.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise InputError(f"there is no config.json in {folder!r}; give a folder saved by save_pretrained, "
+                         "as in hf:path/to/folder")
+    transformers = _library("transformers", "text")
+    settings = dict(arguments)
+    name = settings.pop("architecture", None)
+    config, unused = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, return_unused_kwargs=True,
+                                                             **settings)
+    if unused:
+        raise unknown(f"setting of the configuration in {folder}", next(iter(unused)), config.to_dict())
+    name = name or next(iter(config.architectures or []), None)
+    if name is None:
+        raise InputError(f"config.json in {folder!r} names no architecture; add one to the specification, as in "
+                         "?architecture=BertForSequenceClassification")
+    try:
+        architecture = getattr(transformers, name, None)
+    except (ImportError, RuntimeError) as error:  # transformers imports its parts when they are asked for
+        raise _unusable("transformers", "text", error) from error
+    if not isinstance(architecture, type):
+        raise unknown("architecture of transformers", name, [k for k in dir(transformers) if "For" in k])
+    return architecture(config)
+
+
+FAMILIES: dict[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "hf": _transformers,
+}

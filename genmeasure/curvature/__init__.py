@@ -1,0 +1,1 @@
+"""Second-order quantities of the loss: products, traces, quadratic forms, eigenvalues."""

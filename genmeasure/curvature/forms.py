@@ -1,0 +1,145 @@
+"""Quadratic forms v' H_ii v and v' H_ii+ v of every example's own loss, one layer at a time, no cross-layer terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp
+
+from genmeasure.curvature.gauss_newton import CHUNK, along, directional, vmap_examples
+from genmeasure.curvature.lanczos import Tridiagonal, lanczos
+from genmeasure.data.batches import Batch
+from genmeasure.layers import Layer
+from genmeasure.risk import FORWARD, HESSIAN_PRODUCT, Risk
+
+
+@torch.no_grad()
+def hessian_forms(risk: Risk, layer: Layer, direction: Tensor) -> Tensor:
+    """v' H_ii v for every example, [examples]: the second derivative of the losses along v, by nested forward mode."""
+    scalar = torch.zeros((), device=risk.device, dtype=risk.dtype)
+
+    def forms(batch: Batch) -> Tensor:
+        batch = risk.place(batch)
+        risk.spend(4 * FORWARD, len(batch))
+        return directional(along(risk, layer, direction, batch, risk.losses), scalar)[1]
+    return risk.engine.examples(forms, risk.batches)
+
+
+def example_products(risk: Risk, layer: Layer, batch: Batch, vectors: Tensor) -> Tensor:
+    """H_ii(x) u_x for every example's own vector: vectors [batch, d] -> [batch, d]."""
+    batch = risk.place(batch)
+    risk.spend(HESSIAN_PRODUCT, len(batch))
+    weight = risk.weights[layer.name]
+
+    def product(example: Batch, vector: Tensor) -> Tensor:
+        one = example.select(None)
+        slope = grad(lambda w: risk.losses({layer.name: w}, one)[0])
+        return jvp(slope, (weight,), (vector.reshape(weight.shape),))[1].reshape(-1)
+    return vmap_examples(product, batch, vectors, max(1, CHUNK // weight.numel()))
+
+
+@dataclass(frozen=True)
+class PositiveForms:
+    """v' H_ii+ v per example, each [examples], float64: lower <= v' H+ v <= upper, and `value` between them."""
+
+    value: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def top(self) -> int:
+        """The example with the largest value."""
+        return int(self.value.argmax())
+
+
+STAGES = (8, 16)
+"""Lanczos steps after which examples that cannot be the maximum are dropped, before the last stage."""
+
+
+@torch.no_grad()
+def positive_forms(risk: Risk, layer: Layer, direction: Tensor, *, every: bool = False, steps: int,
+                   rtol: float) -> PositiveForms:
+    """v' H_ii+ v, refined for every example that could attain the maximum, or for every example.
+
+    One product per example gives the bracket max(0, v'Hv) <= v'H+v <= (v'Hv + |v||Hv|) / 2 (measures.md 9.2). Examples
+    whose upper side is below the largest lower side cannot be the maximum; for the others the bracket is narrowed by
+    Lanczos started at v, in stages, each of which drops more of them. The last stage ends when every bracket's width is
+    at most `rtol` times its upper side, or after `steps` products. A displacement of zero gives zeros.
+    """
+    v = direction.reshape(-1)
+    length = v.norm().double().cpu()
+    if length == 0:
+        zeros = torch.zeros(risk.batches.size, dtype=torch.float64)
+        return PositiveForms(zeros, zeros, zeros)
+
+    def bracket(batch: Batch) -> Tensor:
+        products = example_products(risk, layer, batch, v.expand(len(batch), -1))
+        form = (products @ v).double().cpu()
+        return torch.stack([form, (form + length * products.norm(dim=1).double().cpu()) / 2], 1)
+    form, upper = risk.engine.examples(bracket, risk.batches).unbind(1)
+    result = torch.stack([form.clamp(min=0), form.clamp(min=0), upper], 1)
+    for stage in (*(s for s in STAGES if s < steps), steps):
+        _, lower, upper = result.unbind(1)
+        rows = every | (upper >= lower.max())
+        rows &= upper - lower > rtol * upper
+        if rows.any():
+            part = risk.batches.take(rows)
+            result[rows] = risk.engine.examples(lambda b, m=stage: _quadrature(risk, layer, b, v, m, rtol), part)
+    return PositiveForms(*result.unbind(1))
+
+
+CHECK_EVERY = 4
+"""Lanczos steps between two looks at the bracket, whose small eigenproblems are not free."""
+
+
+def _quadrature(risk: Risk, layer: Layer, batch: Batch, v: Tensor, steps: int, rtol: float) -> Tensor:
+    """Value, lower and upper side [batch, 3] of v' H+ v = (v' H v + v' |H| v) / 2."""
+    products = lanczos(lambda q: example_products(risk, layer, batch, q), v.expand(len(batch), -1), steps)
+    for number, t in enumerate(products, 1):
+        last = bool(t.exhausted.all()) or number == min(steps, v.numel())
+        if number % CHECK_EVERY == 0 or last:
+            theta, vectors = t.ritz()
+            mean = t.diagonal[:, 0]
+            value = (vectors[:, 0, :] ** 2 * theta.clamp(min=0)).sum(1)
+            low, high = (((mean + side) / 2).clamp(min=0) for side in absolute_value_bracket(t))
+            if last or (high - low <= rtol * high).all():
+                break
+    return v.norm().double() ** 2 * torch.stack([value.clamp(low, high), low, high], 1)
+
+
+def absolute_value_bracket(t: Tridiagonal) -> tuple[Tensor, Tensor]:
+    """Lower and upper side [b] of q' |H| q for unit vectors q, after Lanczos on H started at q.
+
+    q' |H| q is the integral of sqrt(x) over the spectral measure of H^2. All even derivatives of the square root are
+    negative and all odd ones positive, so Gauss quadrature is an upper bound and Gauss-Radau quadrature with a node at
+    0 a lower bound, both monotone in the number of nodes (Golub & Meurant 2010, chapter 6). m steps on H give the
+    first (2m + 1) // 4 nodes for H^2, found by Lanczos on the square of the tridiagonal matrix.
+    """
+    theta, vectors = t.ritz()
+    exact = (vectors[:, 0, :] ** 2 * theta.abs()).sum(1)
+    small = vectors @ torch.diag_embed(theta**2) @ vectors.mT
+    first = torch.zeros_like(t.diagonal)
+    first[:, 0] = 1
+    *_, squared = lanczos(lambda q: (small @ q[:, :, None])[:, :, 0], first, max(1, (2 * t.diagonal.shape[1] + 1) // 4))
+    nodes, directions = squared.ritz()
+    upper = (directions[:, 0, :] ** 2 * nodes.clamp(min=0).sqrt()).sum(1)
+    lower = torch.maximum(_radau(squared), t.diagonal[:, 0].abs())
+    done = t.exhausted | squared.exhausted
+    return torch.where(done, exact, torch.minimum(lower, upper)), torch.where(done, exact, upper)
+
+
+def _radau(t: Tridiagonal) -> Tensor:
+    """Gauss-Radau quadrature of sqrt with a node at 0 in place of the last free one."""
+    free = t.diagonal.shape[1] - 1
+    if free == 0:
+        return torch.zeros_like(t.diagonal[:, 0])
+    inner = Tridiagonal(t.diagonal[:, :free], t.off_diagonal[:, :free], t.exhausted)
+    last = torch.zeros_like(inner.diagonal)
+    last[:, -1] = inner.off_diagonal[:, -1] ** 2
+    shift = torch.linalg.lstsq(inner.matrix(), last[:, :, None]).solution[:, -1, 0]
+    ended = Tridiagonal(torch.cat([inner.diagonal, shift[:, None]], 1),
+                        torch.cat([inner.off_diagonal, torch.zeros_like(shift)[:, None]], 1), t.exhausted)
+    nodes, directions = ended.ritz()
+    return (directions[:, 0, :] ** 2 * nodes.clamp(min=0).sqrt()).sum(1)

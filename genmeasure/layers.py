@@ -1,0 +1,163 @@
+"""What a layer is: which weights are measured, in which order, what follows them, and the linear map that they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse.linalg import LinearOperator, svds
+from torch import Tensor, nn
+
+from genmeasure.data.batches import Batch
+from genmeasure.errors import InputError, unknown
+
+CONVOLUTIONS = {nn.Conv1d: (F.conv1d, F.conv_transpose1d), nn.Conv2d: (F.conv2d, F.conv_transpose2d),
+                nn.Conv3d: (F.conv3d, F.conv_transpose3d)}
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight tensor that maps linearly from its layer's input to its output.
+
+    name: the module's path. parameter: the weight's path in the state dict. input_shape and output_shape: of one
+    example. batch_norm: path of the BatchNorm that takes this layer's output directly, or None.
+    """
+
+    name: str
+    parameter: str
+    module: nn.Module
+    input_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
+    batch_norm: str | None = None
+    head: bool = False
+
+    @property
+    def convolution(self) -> bool:
+        return isinstance(self.module, tuple(CONVOLUTIONS))
+
+    @property
+    def width(self) -> int:
+        """The larger of the numbers of input and output units (channels times positions for a convolution)."""
+        if self.convolution:
+            return max(math.prod(self.input_shape), math.prod(self.output_shape))
+        return max(self.module.get_parameter(self.parameter.rsplit(".", 1)[-1]).shape)
+
+
+def forward(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's outputs [batch, ...]: a tensor, the first of a tuple, or `.logits`."""
+    out = model(**batch.inputs) if isinstance(batch.inputs, dict) else model(*batch.inputs)
+    out = getattr(out, "logits", out)
+    return out[0] if isinstance(out, (tuple, list)) else out
+
+
+def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tuple[Layer, ...]:
+    """The selected layers in the order in which a forward pass runs them.
+
+    Selected is every weight of `Linear`, `Conv1d`, `Conv2d` and `Conv3d`, and the in-projection of
+    `MultiheadAttention`; a weight shared by two modules counts once, a module that never runs is left out.
+    head: path of the head's module; by default the selected layer that runs last.
+    """
+    order: list[str] = []
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    outputs: dict[int, tuple[str, Tensor]] = {}
+    normed: dict[str, str] = {}
+    names = {module: name for name, module in model.named_modules()}
+
+    def record(module: nn.Module, inputs: tuple, output: object) -> None:
+        name = names[module]
+        if isinstance(module, BATCH_NORMS):
+            before = outputs.get(id(inputs[0]))
+            if before:
+                normed.setdefault(before[0], name)
+            return
+        if name not in shapes:
+            order.append(name)
+            known = bool(inputs) and isinstance(output, Tensor)
+            shapes[name] = (tuple(inputs[0].shape[1:]), tuple(output.shape[1:])) if known else ((), ())
+        if isinstance(output, Tensor):
+            outputs[id(output)] = (name, output)  # kept alive, so that no other tensor takes this id
+
+    watched = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention, *BATCH_NORMS)
+    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, watched)]
+    try:
+        with torch.no_grad():
+            forward(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    layers, seen = [], set()
+    for name in order:
+        module = model.get_submodule(name)
+        for suffix in ("weight", "in_proj_weight"):
+            parameter = getattr(module, suffix, None)
+            if isinstance(parameter, nn.Parameter) and id(parameter) not in seen:
+                seen.add(id(parameter))
+                layers.append(Layer(name, f"{name}.{suffix}" if name else suffix, module, *shapes[name],
+                                    normed.get(name)))
+    if not layers:
+        raise InputError(f"the model {type(model).__name__} ran no Linear or Conv layer; "
+                         "there is nothing to measure without one")
+    if head is not None and head not in [layer.name for layer in layers]:
+        raise unknown("head layer", head, [layer.name for layer in layers])
+    chosen = head if head is not None else layers[-1].name
+    return tuple(replace(x, head=x.name == chosen) for x in layers)
+
+
+def matrix(weight: Tensor) -> Tensor:
+    """A weight as a matrix [out, rest]; a convolution kernel is reshaped, which is not its linear map."""
+    return weight.reshape(weight.shape[0], -1)
+
+
+def batch_norm_scale(layer: Layer, state: Mapping[str, Tensor], model: nn.Module) -> Tensor | None:
+    """gamma / sqrt(var + eps) [out] of the BatchNorm behind `layer`, from `state`; None where there is none."""
+    norm = layer.batch_norm
+    if norm is None or f"{norm}.running_var" not in state:
+        return None
+    scale = (state[f"{norm}.running_var"] + model.get_submodule(norm).eps).rsqrt()
+    return scale * state[f"{norm}.weight"] if f"{norm}.weight" in state else scale
+
+
+def folded(layer: Layer, state: Mapping[str, Tensor], model: nn.Module) -> Tensor:
+    """The weight with the BatchNorm behind it folded in (measures.md 2): diag(gamma / sqrt(var + eps)) W."""
+    weight, scale = state[layer.parameter], batch_norm_scale(layer, state, model)
+    return weight if scale is None else weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def operator_norm(layer: Layer, weight: Tensor, tolerance: float = 1e-8) -> float:
+    """Spectral norm of the layer as the linear map that it is: stride, padding, dilation and groups included.
+
+    Golub-Kahan type iteration (ARPACK) on the convolution and its transpose for a zero-padded convolution; a
+    convolution padded otherwise raises `InputError`.
+    """
+    if not layer.convolution:
+        return torch.linalg.matrix_norm(matrix(weight).double(), 2).item()
+    conv = layer.module
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        raise InputError(f"the convolution {layer.name!r} pads with {conv.padding_mode!r}, {conv.padding!r}; its "
+                         "operator norm is known for numeric zero padding only, use the reshaped norm")
+    there, back = CONVOLUTIONS[type(conv)]
+    kernel = weight.detach().double().cpu()
+    options = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
+    spatial = range(len(conv.stride))
+    left_over = [(layer.input_shape[1 + i] + 2 * conv.padding[i] - conv.dilation[i] * (kernel.shape[2 + i] - 1) - 1)
+                 % conv.stride[i] for i in spatial]
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        return there(torch.from_numpy(x).reshape(1, *layer.input_shape), kernel, **options).numpy().ravel()
+
+    def transpose(y: np.ndarray) -> np.ndarray:
+        y = torch.from_numpy(y).reshape(1, *layer.output_shape)
+        return back(y, kernel, output_padding=left_over, **options).numpy().ravel()
+
+    rows, columns = math.prod(layer.output_shape), math.prod(layer.input_shape)
+    if min(rows, columns) < 3:
+        return float(np.linalg.norm(np.stack([apply(e) for e in np.eye(columns)]), 2))
+    operator = LinearOperator((rows, columns), matvec=apply, rmatvec=transpose, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(min(rows, columns))
+    return float(svds(operator, k=1, tol=tolerance, return_singular_vectors=False, v0=start)[0])

@@ -1,0 +1,1 @@
+"""Measures: one file each, functions of a subject that return estimates."""

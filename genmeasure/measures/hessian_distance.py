@@ -1,0 +1,75 @@
+"""Hessian forms along the displacement, example by example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genmeasure.curvature.forms import hessian_forms, positive_forms
+from genmeasure.curvature.gauss_newton import gauss_newton_forms, piecewise_linear
+from genmeasure.estimate import Estimate
+from genmeasure.registry import measure
+from genmeasure.subject import Subject
+
+STEPS, RTOL = 40, 0.01
+
+TERMS = ("vHv-mean", "vHv-min", "vHv-max", "vGv-mean", "vGv-max", "vH+v-max", "vH+v-max-error")
+
+
+@dataclass(frozen=True)
+class Forms:
+    """v' H_ii v and v' G_ii v of every example [examples], the largest v' H_ii+ v and the width of its bracket."""
+
+    hessian: Tensor
+    gauss_newton: Tensor
+    positive_max: float
+    error: float
+
+
+def layer_forms(subject: Subject, *, steps: int, rtol: float) -> dict[str, Forms]:
+    """The forms of every layer along its displacement, computed once per subject and setting."""
+    return subject.remember(f"forms {steps} {rtol}", lambda: _layer_forms(subject, steps, rtol))
+
+
+def _layer_forms(subject: Subject, steps: int, rtol: float) -> dict[str, Forms]:
+    risk = subject.risk
+    semidefinite = subject.remember("piecewise linear", lambda: piecewise_linear(risk))
+    result = {}
+    for layer in subject.layers:
+        v = subject.displacement(layer)
+        gauss_newton = gauss_newton_forms(risk, layer, v).double()
+        if semidefinite:  # then H_ii = G_ii = H_ii+
+            result[layer.name] = Forms(gauss_newton, gauss_newton, gauss_newton.max().item(), 0.0)
+            continue
+        positive = positive_forms(risk, layer, v, steps=steps, rtol=rtol)
+        result[layer.name] = Forms(hessian_forms(risk, layer, v).double(), gauss_newton, positive.value.max().item(),
+                                   positive.upper.max().item() - positive.lower.max().item())
+    return result
+
+
+@measure("hessian-distance", index=("layer", "term"), unit=dict.fromkeys(TERMS, "loss"),
+         source="Ju, Li & Zhang 2022, arXiv:2206.02659, Theorem 2.1; measures.md 9")
+def hessian_distance(subject: Subject, *, steps: int = STEPS, rtol: float = RTOL) -> dict[tuple[str, str], Estimate]:
+    """v_i' H_ii v_i of single training examples along the displacement v_i = W_i - W_i(start), per layer.
+
+    H_ii is the diagonal block of one example's loss, so nothing depends on the batch size. `vGv` takes the Gauss-Newton
+    block, `vH+v` the positive part; all three agree for networks that are piecewise linear in each weight tensor.
+    The maximum is exact over the examples scanned, whose number is n; it grows with that number.
+    `vH+v-max-error` is the width of a bracket that holds the maximum, which Lanczos narrows until it is below `rtol`
+    relative or for at most `steps` products (0: exact).
+    Totals are sums over layers.
+    """
+    result: dict[tuple[str, str], Estimate] = {}
+    totals = torch.zeros(len(TERMS), dtype=torch.float64)
+    for name, forms in layer_forms(subject, steps=steps, rtol=rtol).items():
+        values = (forms.hessian.mean(), forms.hessian.min(), forms.hessian.max(), forms.gauss_newton.mean(),
+                  forms.gauss_newton.max(), forms.positive_max, forms.error)
+        values = torch.tensor([float(v) for v in values], dtype=torch.float64)
+        totals += values
+        for term, value in zip(TERMS, values.tolist(), strict=True):
+            result[name, term] = Estimate(value, 0.0, subject.train.size)
+    for term, value in zip(TERMS, totals.tolist(), strict=True):
+        result["total", term] = Estimate(value, 0.0, subject.train.size)
+    return result

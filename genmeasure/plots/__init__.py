@@ -1,0 +1,69 @@
+"""Readings to figures, and figures to PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from genmeasure.plots.bound_comparison import bound_comparison
+from genmeasure.plots.hessian_against_noise import hessian_against_noise
+from genmeasure.plots.layer_distances import layer_distances
+from genmeasure.plots.measure_against_gap import measure_against_gap
+from genmeasure.plots.style import save
+from genmeasure.report.readings import select, tidy, usual_grouping
+
+__all__ = ["all_plots", "bound_comparison", "hessian_against_noise", "layer_distances", "measure_against_gap",
+           "write_plots"]
+
+PREDICTORS = (("ju2022", "total", ""), ("hessian-distance", "vH+v-mean", "total"), ("hessian-trace", "", "total"),
+              ("distance", "frobenius", "total"))
+"""Measure, term and layer shown against the gap, where they were measured."""
+DPI = 200
+
+
+def all_plots(readings: pd.DataFrame, *, by: str | None = None, classes: int | None = None,
+              gap: str = "loss-gap") -> Iterator[tuple[str, Figure]]:
+    """File name and figure of everything that these readings can show.
+
+    by: label that groups checkpoints; None takes `noise` or else `method` where they vary. classes: see
+    `hessian_against_noise`. gap: term of the measure `gap`.
+    """
+    frame = tidy(readings)
+    group = by or usual_grouping(frame)
+    stability = select(frame, "noise-stability", term="stability")
+    if (stability["value"] > 0).any():
+        yield "hessian-against-noise", hessian_against_noise(readings, by=group, classes=classes)
+    gaps = select(frame, "gap", term=gap).set_index("subject")["value"].dropna()
+    for measure, term, layer in PREDICTORS:
+        rows = select(frame, measure, term=term, layers=(layer,))
+        rows = rows[rows["subject"].isin(gaps.index) & rows["value"].abs().between(0, float("inf"), inclusive="left")]
+        for variant, part in rows.groupby("variant", sort=False):
+            if len(part) >= 3:
+                name = "-".join(filter(None, ["gap-against", measure, _file_name(variant)]))
+                yield name, measure_against_gap(readings, measure, term=term, layer=layer, variant=variant, gap=gap,
+                                                colour=by or "noise")
+    layers = frame[(frame["measure"] == "distance") & (frame["term"] == "relative")]
+    if layers["value"].notna().any():
+        yield "layer-distances", layer_distances(readings, by=by or usual_grouping(frame, ("method", "noise")))
+    if ((frame["term"] == "log10") & frame["value"].notna()).any():
+        yield "bounds", bound_comparison(readings, gap=gap)
+
+
+def write_plots(readings: pd.DataFrame, folder: Path, *, by: str | None = None, classes: int | None = None,
+                gap: str = "loss-gap") -> list[Path]:
+    """Write every figure of `all_plots` as `NAME.png` and `NAME.svg`; returns the paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, drawn in all_plots(readings, by=by, classes=classes, gap=gap):
+        for ending in ("png", "svg"):
+            written.append(folder / f"{name}.{ending}")
+            save(drawn, str(written[-1]), dpi=DPI)
+    return written
+
+
+def _file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in text).strip("-")

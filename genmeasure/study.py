@@ -1,0 +1,216 @@
+"""Subjects x requests -> one table of readings; resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from genmeasure.engine import Engine, LocalEngine, progress
+from genmeasure.errors import InputError
+from genmeasure.registry import Member, bound, find, measure
+from genmeasure.subject import Subject, SubjectFiles
+
+COLUMNS = ("study", "subject", "measure", "kind", "layer", "sigma", "term", "value", "stderr", "n", "unit", "params",
+           "seconds", "passes", "error")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A measure or bound with parameters; unknown names raise `InputError` with the nearest known one."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        find(self.name).parameters(self.parameters)
+
+    @property
+    def member(self) -> Member:
+        return find(self.name)
+
+
+def everything() -> tuple[Request, ...]:
+    """Every measure, and every bound in each of its variants, with default parameters."""
+    measures = tuple(Request(m.name) for m in measure)
+    return measures + tuple(Request(b.name, {} if isinstance(b.kind, str) else {"variant": v})
+                            for b in bound for v in ([None] if isinstance(b.kind, str) else b.kind))
+
+
+def applicable(subject: Subject, requests: Sequence[Request]) -> tuple[Request, ...]:
+    """Without the gap where there are no test data, and without members that need classes where there are none."""
+    without_classes = () if subject.loss.classification else ("margin", "neyshabur2018")
+    without_test = () if subject.test else ("gap",)
+    return tuple(r for r in requests if r.name not in (*without_classes, *without_test))
+
+
+def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
+    """The readings of one request on one subject, in the columns of readings.csv."""
+    member, parameters = request.member, request.member.parameters(request.parameters)
+    before, started = subject.risk.passes, time.perf_counter()
+    estimates = member.function(subject, **request.parameters)
+    violated = {check.__name__.replace("_", "-"): check(subject) for check in member.assumes}
+    seconds, passes = time.perf_counter() - started, subject.risk.passes - before
+    kind = member.kind_for(parameters)
+    if kind == "certificate" and any(violated.values()):
+        kind = "measure"
+    common = {"study": study, "subject": subject.name, "measure": member.name, "kind": kind,
+              "params": json.dumps(parameters, sort_keys=True), "seconds": seconds, "passes": passes, "error": ""}
+    rows = []
+    for key, estimate in estimates.items():
+        place = dict(zip(member.index, key if isinstance(key, tuple) else (key,), strict=True))
+        rows.append({**common, **place, "value": estimate.value, "stderr": estimate.stderr, "n": estimate.n,
+                     "unit": member.unit_for(place.get("term", ""))})
+    rows += [{**common, "term": f"assumes:{name}", "value": float(sentence is None), "stderr": 0.0, "n": 1, "unit": ""}
+             for name, sentence in violated.items()]
+    return _frame([{**row, **subject.labels} for row in rows])
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(rows))
+    for column in COLUMNS:
+        if column not in frame:
+            frame[column] = float("nan") if column in ("sigma", "value", "stderr", "n") else ""
+    texts = [c for c in COLUMNS if c not in ("sigma", "value", "stderr", "n", "seconds", "passes")]
+    frame[texts] = frame[texts].astype(object).fillna("")
+    return frame[[*COLUMNS, *(c for c in frame if c not in COLUMNS)]]
+
+
+def failed(subject: Subject | SubjectFiles, request: Request, error: Exception, study: str) -> pd.DataFrame:
+    """The reading of a request that did not work: one row with `error` set and no value."""
+    sentence = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return _frame([{"study": study, "subject": subject.name, "measure": request.name,
+                    "params": json.dumps(dict(request.parameters), sort_keys=True, default=str),
+                    "error": " ".join(sentence.split()) or type(error).__name__, **dict(subject.labels)}])
+
+
+def key(subject: Subject, request: Request) -> str:
+    """Names a part: changes with the subject's weights and data, the member, its parameters and its code."""
+    parts = [subject.fingerprint, subject.name, json.dumps(dict(subject.labels), sort_keys=True, default=str),
+             request.name, json.dumps(request.member.parameters(request.parameters), sort_keys=True, default=str),
+             request.member.source_hash()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write to a temporary name in the same folder, then rename: a file that exists is complete."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.17g", lineterminator="\n")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One subject with all its requests: they share what the subject remembers."""
+
+    subject: Subject | SubjectFiles
+    requests: tuple[Request, ...]
+    study: str
+    parts: Path
+    alone: bool = False
+
+    def __call__(self) -> tuple[list[str], list[pd.DataFrame], dict[str, Any]]:
+        """Write the missing parts. Returns the names of all parts, the failed readings, and facts about the subject."""
+        with torch.random.fork_rng(devices=[]):
+            subject = self.subject.load() if isinstance(self.subject, SubjectFiles) else self.subject
+            names, failures = [], []
+            requests = progress(self.requests, subject.name) if self.alone else self.requests
+            for request in requests:
+                path = self.parts / f"{key(subject, request)}.csv"
+                if not path.exists():
+                    try:
+                        write_atomically(path, to_csv(read(subject, request, self.study)))
+                    except Exception as error:
+                        failures.append(failed(subject, request, error, self.study))
+                        continue
+                names.append(path.name)
+        facts = {"fingerprint": subject.fingerprint, "layers": [x.name for x in subject.layers],
+                 "head": next(x.name for x in subject.layers if x.head), "head center": subject.head_center,
+                 "training examples": subject.train.size, "test examples": subject.test.size if subject.test else 0}
+        if isinstance(self.subject, SubjectFiles):
+            facts |= {"model": self.subject.model, "start": self.subject.start, "end": self.subject.end,
+                      "train": self.subject.train, "test": self.subject.test}
+        return names, failures, facts
+
+
+def _carry_out(task: Task) -> tuple[str, Any]:
+    try:
+        return task.subject.name, task()
+    except InputError as error:
+        return task.subject.name, error
+
+
+def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request], out: str | Path, *, study: str = "",
+        engine: Engine | None = None, provenance: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """Carry out every request on every subject and collect the readings in `out`.
+
+    Every request's readings are a file in `out/parts`; those that exist are not computed again, so the same call goes
+    on where an interrupted one stopped. Writes `readings.csv` and `provenance.json`. A request that fails is a reading
+    with `error` set, tried again next time; bad input (a subject that cannot be loaded) raises `InputError` after all
+    others are done, and the parts stay.
+    """
+    if not subjects or not requests:
+        raise InputError(f"{len(subjects)} subjects and {len(requests)} requests came; a study needs at least one of "
+                         "each")
+    names = [s.name for s in subjects]
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise InputError(f"two subjects are named {twice!r}; the names of a study's subjects must differ")
+    out, engine, started = Path(out), engine or LocalEngine(), time.perf_counter()
+    alone = len(subjects) == 1
+    tasks = [Task(s, tuple(requests), study, out / "parts", alone) for s in subjects]
+    if alone and isinstance(subjects[0], SubjectFiles):  # nothing is written for bad input
+        tasks = [Task(subjects[0].load(engine), tuple(requests), study, out / "parts", alone)]
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    done, bad = {}, []
+    for name, outcome in engine.map(_carry_out, tasks, "audit"):
+        if isinstance(outcome, InputError):
+            bad.append(f"{name}: {outcome}")
+        else:
+            done[name] = outcome
+    if bad:
+        raise InputError(bad[0] + (f" (and {len(bad) - 1} more subjects could not be read)" if len(bad) > 1 else ""))
+    frames = []
+    for name in names:
+        parts, failures, _ = done[name]
+        frames += [pd.read_csv(out / "parts" / p, keep_default_na=False, na_values={
+            c: [""] for c in ("sigma", "value", "stderr", "n", "seconds", "passes")}) for p in parts] + failures
+    readings = pd.concat([f for f in frames if len(f)], ignore_index=True)
+    readings["study"] = study
+    write_atomically(out / "readings.csv", to_csv(readings))
+    facts = {**settings(), **(provenance or {}), "study": study, "requests": [
+        {"name": r.name, **r.member.parameters(r.parameters)} for r in requests],
+        "subjects": {n: done[n][2] for n in names}, "seconds": time.perf_counter() - started}
+    write_atomically(out / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
+    return readings
+
+
+def settings() -> dict[str, Any]:
+    """Versions and machine."""
+    packages = ("genmeasure", "torch", "numpy", "scipy", "pandas", "matplotlib", "safetensors")
+    return {"versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+            "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
+                        "cuda": torch.version.cuda or "none"}}

@@ -1,0 +1,188 @@
+"""What is audited: a fine-tuned model, its start, its loss and its data."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genmeasure.checkpoints.build import build
+from genmeasure.checkpoints.match import fingerprint, match
+from genmeasure.checkpoints.read import read
+from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batches
+from genmeasure.data.readers import load
+from genmeasure.engine import Engine, LocalEngine, get_device
+from genmeasure.errors import InputError
+from genmeasure.layers import Layer, find_layers, folded, forward
+from genmeasure.losses import Loss, get_loss
+from genmeasure.risk import Risk
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A fine-tuned checkpoint with its start, its loss and its data.
+
+    model: the fine-tuned model, a copy of its own, in evaluation mode. start: the pretrained state; the head's weight
+    is missing where the start has none of its shape. head: path of the head layer, found by running the model if None.
+    Quantities that several measures need are computed once (`remember`).
+    """
+
+    name: str
+    model: nn.Module
+    start: Mapping[str, Tensor]
+    loss: Loss
+    train: Batches
+    test: Batches | None = None
+    engine: Engine = field(default_factory=LocalEngine)
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    head: str | None = None
+    _memory: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def remember(self, key: str, compute: Callable[[], Any]) -> Any:
+        """`compute()` on the first call with `key`, its result afterwards."""
+        if key not in self._memory:
+            self._memory[key] = compute()
+        return self._memory[key]
+
+    @functools.cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The fine-tuned state."""
+        return {k: v.detach() for k, v in self.model.state_dict().items()}
+
+    @functools.cached_property
+    def risk(self) -> Risk:
+        """The loss over the training data."""
+        return Risk(self.model, self.loss, self.layers, self.train, self.engine)
+
+    @functools.cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The selected layers, in the order in which they run."""
+        some = next(iter(self.model.parameters()))
+        few = next(iter(self.train)).select(slice(2)).to(some.device, some.dtype)
+        return find_layers(self.model, few, self.head)
+
+    @property
+    def head_center(self) -> str:
+        """`start` where the start has a head of this shape, else `zero`: what the head's distance is measured from."""
+        head = next(layer for layer in self.layers if layer.head)
+        return "start" if head.parameter in self.start else "zero"
+
+    def weight(self, layer: Layer, *, fold: bool = False) -> Tensor:
+        """The fine-tuned weight of a layer, with the BatchNorm behind it folded in if asked."""
+        return folded(layer, self.state, self.model) if fold else self.state[layer.parameter]
+
+    def start_weight(self, layer: Layer, *, fold: bool = False) -> Tensor:
+        """The start's weight of a layer, folded with the START's statistics; zero for a head without start."""
+        if layer.parameter not in self.start:
+            return torch.zeros_like(self.weight(layer))
+        return folded(layer, self.start, self.model) if fold else self.start[layer.parameter]
+
+    def displacement(self, layer: Layer, *, fold: bool = False) -> Tensor:
+        """W - W(start) of a layer."""
+        return self.weight(layer, fold=fold) - self.start_weight(layer, fold=fold)
+
+    @functools.cached_property
+    def classes(self) -> int:
+        """The number of outputs."""
+        some = next(iter(self.model.parameters()))
+        with torch.no_grad():
+            return forward(self.model, next(iter(self.train)).select(slice(2)).to(some.device, some.dtype)).shape[-1]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Changes with the weights, the start, the architecture, the data, the batches, the loss and the dtype."""
+        parts = [fingerprint(self.state), fingerprint(dict(self.start)), repr(self.model), self.train.fingerprint,
+                 self.test.fingerprint if self.test else "", repr(self.loss.name), str(self.head)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | PathLike, train: Iterable | Batches,
+            test: Iterable | Batches | None = None, *, loss: str | Loss = "cross-entropy", name: str = "subject",
+            device: str = "auto", dtype: str = "float32", head: str | None = None,
+            labels: Mapping[str, Any] | None = None, engine: Engine | None = None) -> Subject:
+    """A subject from plain objects.
+
+    model: the fine-tuned module; it is copied and left as it is. start: the pretrained module, its state dict, or the
+    path of a checkpoint file. train, test: any iterable of batches (tuples of inputs and labels, dicts with `labels`,
+    BatchEncoding). loss: a registered name or a `Loss`. dtype: float32 or float64; checkpoints are cast to it.
+    head: path of the head layer, by default the selected layer that runs last. labels: columns for the readings.
+
+    Raises `InputError` for weights that are not finite, a start that does not match, labels outside the classes, and
+    outputs that are not finite.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"the dtype {dtype!r} came; choose one of {', '.join(DTYPES)}")
+    place = {"device": get_device(device), "dtype": DTYPES[dtype]}
+    owned = copy.deepcopy(model).eval().requires_grad_(False).to(**place)
+    train = train if isinstance(train, Batches) else Batches(train, "train")
+    test = test if test is None or isinstance(test, Batches) else Batches(test, "test")
+    result = Subject(name, owned, {}, get_loss(loss), train, test, engine or LocalEngine(), dict(labels or {}), head)
+    _check_model(result)
+    _check_data(result)
+    state = start.state_dict() if isinstance(start, nn.Module) else start
+    if isinstance(state, (str, PathLike)):
+        state = read(state).tensors
+    head_module = next(layer.name for layer in result.layers if layer.head)
+    skeleton = copy.deepcopy(owned)
+    left_out = match(skeleton, dict(state), head=head_module)
+    started = {k: v.to(device=place["device"]) for k, v in skeleton.state_dict().items() if k not in left_out}
+    return Subject(result.name, owned, started, result.loss, train, test, result.engine, result.labels, head)
+
+
+def _check_model(subject: Subject) -> None:
+    for name, tensor in subject.state.items():
+        bad = (~torch.isfinite(tensor)).sum().item() if tensor.is_floating_point() else 0
+        if bad:
+            raise InputError(f"the weights of {subject.name!r} hold {bad} NaN or infinite numbers in {name!r}; "
+                             "a finite checkpoint is needed")
+
+
+def _check_data(subject: Subject) -> None:
+    for data in filter(None, (subject.train, subject.test)):
+        labels = data.labels
+        if subject.loss.classification and labels.is_floating_point():
+            raise InputError(f"labels of type {labels.dtype} came in {data.name!r}; {subject.loss.name} needs "
+                             "whole-number class labels")
+        if subject.loss.classification and (labels.min() < 0 or labels.max() >= subject.classes):
+            raise InputError(f"the labels of {data.name!r} lie in {int(labels.min())}..{int(labels.max())} but the "
+                             f"model has {subject.classes} outputs; labels must be 0..{subject.classes - 1}")
+
+
+@dataclass(frozen=True)
+class SubjectFiles:
+    """A subject by the names of its files, small enough to travel to another process.
+
+    model: a builder (`torchvision:resnet18`, `pkg.module:function`, ...). start, end: checkpoint files. train, test:
+    data (a manifest name, `FILE.npz#train`, `pkg.module:function`). labels: pairs for the readings' label columns.
+    """
+
+    name: str
+    model: str
+    start: str
+    end: str
+    train: str
+    test: str | None = None
+    loss: str = "cross-entropy"
+    device: str = "auto"
+    dtype: str = "float32"
+    batch_size: int = DEFAULT_BATCH_SIZE
+    head: str | None = None
+    labels: tuple[tuple[str, Any], ...] = ()
+
+    def load(self, engine: Engine | None = None) -> Subject:
+        """Read everything and build the subject; bad input raises `InputError`."""
+        model = build(self.model)
+        match(model, read(self.end).tensors)
+        return subject(model, self.start, load(self.train, batch_size=self.batch_size),
+                       load(self.test, batch_size=self.batch_size) if self.test else None, loss=self.loss,
+                       name=self.name, device=self.device, dtype=self.dtype, head=self.head, labels=dict(self.labels),
+                       engine=engine)

@@ -1,0 +1,1 @@
+"""The registered fine-tuning algorithms, one builder function per file."""

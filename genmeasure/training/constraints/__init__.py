@@ -1,0 +1,1 @@
+"""What is enforced after every step."""
