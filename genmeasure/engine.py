@@ -83,6 +83,10 @@ class LocalEngine:
             futures = [pool.submit(fn, t) for t in tasks]
             done = concurrent.futures.as_completed(futures)
             yield from progress((f.result() for f in done), description, len(tasks))
+        except BaseException:
+            for worker in multiprocessing.active_children():  # a long task must not hold up Ctrl-C
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -149,7 +149,7 @@ class Task:
                 names.append(path.name)
         facts = {"fingerprint": subject.fingerprint, "layers": [x.name for x in subject.layers],
                  "head": next(x.name for x in subject.layers if x.head), "head center": subject.head_center,
-                 "training examples": subject.train.size, "test examples": subject.test.size if subject.test else 0}
+                 "outputs": subject.classes, "training examples": subject.train.size, "test examples": subject.test.size if subject.test else 0}
         if isinstance(self.subject, SubjectFiles):
             facts |= {"model": self.subject.model, "start": self.subject.start, "end": self.subject.end,
                       "train": self.subject.train, "test": self.subject.test}

@@ -59,9 +59,9 @@ def block_traces(risk: Risk, *, route: str, rtol: float, layer_rtol: float, atol
     route `gauss-newton`: Tr G_ii, one gradient per output (exact up to `EXACT_OUTPUTS` outputs) or one gradient with
     random signs per pass; that is Tr H_ii where the network is piecewise linear in each weight tensor. `split`: the
     same plus Rademacher probes of the residual H - G, for smooth networks. `hutchinson`: Rademacher probes of H, for
-    any network and loss. `auto`: `gauss-newton` where the network is found piecewise linear, else `split`. Draws are fresh
-    for every batch and pass, and end when the total reaches a standard error of `max(atol, rtol * |value|)` and every
-    layer one of `max(atol, layer_rtol * |value|)`.
+    any network and loss. `auto`: `gauss-newton` where the network is found piecewise linear, else `split`. Draws are
+    fresh for every batch and pass, and end when the total reaches a standard error of `max(atol, rtol * |value|)` and
+    every layer one of `max(atol, layer_rtol * |value|)`.
     """
     if route == "auto":
         route = "gauss-newton" if piecewise_linear(risk) else "split"

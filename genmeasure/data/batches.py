@@ -42,13 +42,6 @@ class Batch:
     clean: Tensor | None = None
     index: int = 0
 
-    def __post_init__(self):
-        lengths = {len(t) for t in self.tensors()}
-        if len(lengths) > 1:
-            counts = " and ".join(map(str, sorted(lengths)))
-            raise InputError(f"a batch came whose tensors hold {counts} examples; there must be one label for each "
-                             "input")
-
     @classmethod
     def of(cls, batch: Any, index: int = 0) -> Batch:
         """From what a user's loader yields: (x, y), (x, y, clean), a mapping with a label key, or a `Batch`.
@@ -66,14 +59,22 @@ class Batch:
             targets = torch.as_tensor(inputs.pop(key))
             clean = inputs.pop("clean", None)
             return cls(map_tensors(inputs, torch.as_tensor), targets,
-                       None if clean is None else torch.as_tensor(clean), index)
+                       None if clean is None else torch.as_tensor(clean), index)._checked()
         if isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
             x, y, *rest = batch
             x = tuple(x) if isinstance(x, (tuple, list)) else x if isinstance(x, Mapping) else (torch.as_tensor(x),)
             return cls(map_tensors(x, torch.as_tensor), torch.as_tensor(y),
-                       torch.as_tensor(rest[0]) if rest else None, index)
+                       torch.as_tensor(rest[0]) if rest else None, index)._checked()
         raise InputError(f"a batch of type {type(batch).__name__} came; expected (inputs, labels), "
                          "(inputs, labels, clean labels) or a mapping with the key 'labels'")
+
+    def _checked(self) -> Batch:
+        lengths = {len(t) for t in self.tensors()}
+        if len(lengths) > 1:
+            counts = " and ".join(map(str, sorted(lengths)))
+            raise InputError(f"a batch came whose tensors hold {counts} examples; there must be one label for each "
+                             "input")
+        return self
 
     def __len__(self) -> int:
         return len(self.targets)

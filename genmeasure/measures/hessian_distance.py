@@ -13,7 +13,7 @@ from genmeasure.estimate import Estimate
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
 
-STEPS, RTOL = 40, 0.01
+STEPS, RTOL = 24, 0.02
 
 TERMS = ("vHv-mean", "vHv-min", "vHv-max", "vGv-mean", "vGv-max", "vH+v-max", "vH+v-max-error")
 

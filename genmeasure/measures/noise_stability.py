@@ -12,7 +12,7 @@ from genmeasure.subject import Subject
 SIGMAS = (0.0005, 0.0008, 0.00125, 0.002, 0.0032, 0.005, 0.008, 0.0125, 0.02, 0.032, 0.05)
 """Eleven standard deviations, five per decade: from where the parabola holds to where the loss saturates."""
 
-RTOL, MAX_PASSES = 0.05, 100
+RTOL, MAX_PASSES = 0.05, 20
 
 
 def curve(subject: Subject, *, sigmas: tuple[float, ...], one_sided: bool, rtol: float, atol: float, max_passes: int,

@@ -42,7 +42,8 @@ def hessian_against_noise(readings: pd.DataFrame, *, by: str | None = None, clas
         _curves(panels[0, column], part)
         _ratio(panels[1, column], part)
         if len(names) > 1:
-            panel_label(panels[0, column], name.replace("=", " = "))
+            short = max(map(len, names)) < 14
+            panel_label(panels[0, column], name.replace("=", " = ") if short else name.partition("=")[2])
     panels[0, 0].set_ylabel("increase of the loss")
     panels[1, 0].set_ylabel("measured\n/ ½ σ² tr H")
     drawn.align_ylabels()

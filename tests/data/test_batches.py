@@ -85,7 +85,7 @@ def test_empty_is_refused(source):
 
 
 def test_unequal_lengths():
-    with pytest.raises(InputError, match="7 inputs and 6 labels came .*" + ends("one label for each input")):
+    with pytest.raises(InputError, match="tensors hold 6 and 7 examples; .*" + ends("one label for each input")):
         Batches.from_arrays(X, Y[:6])
 
 

@@ -1,0 +1,292 @@
+"""The command line: demo, audit, train, run, report, list, data."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genmeasure.errors import InputError
+
+DEFAULT_SEED = 0
+
+
+def parameters(text: str) -> dict[str, Any]:
+    """`key=value,key=value` with Python literals as values; `sigmas=0.01,0.02` is a tuple."""
+    found: dict[str, Any] = {}
+    for part in filter(None, re.split(r",(?=[A-Za-z_]\w*=)", text)):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"the parameter {part!r} came; write it as key=value")
+        try:
+            found[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name.strip()] = value
+    return found
+
+
+def named(text: str) -> tuple[str, dict[str, Any]]:
+    """`NAME[:key=value,...]`."""
+    name, _, rest = text.partition(":")
+    return name, parameters(rest)
+
+
+def requests(wanted: Sequence[str] | None, seed: int) -> tuple:
+    """The requests on the command line, by default everything; `seed` goes to every member that draws."""
+    from genmeasure.study import Request, everything
+
+    chosen = [Request(*named(text)) for text in wanted] if wanted else everything()
+    if seed == DEFAULT_SEED:
+        return tuple(chosen)
+    return tuple(Request(r.name, {"seed": seed, **r.parameters}) if "seed" in r.member.defaults else r for r in chosen)
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    from genmeasure.study import applicable, run
+    from genmeasure.subject import SubjectFiles
+
+    files = SubjectFiles(arguments.name or Path(arguments.end).stem, arguments.model, arguments.start, arguments.end,
+                         arguments.train, arguments.test, arguments.loss, arguments.device, arguments.dtype,
+                         arguments.batch_size, arguments.head)
+    wanted = requests(arguments.measure, arguments.seed)
+    if not arguments.measure:
+        wanted = applicable(files.load(), wanted)
+    return finish(run([files], wanted, arguments.out, study="audit", provenance=command(arguments)), arguments.out)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    from genmeasure.demo import make_checkpoints
+    from genmeasure.engine import LocalEngine
+    from genmeasure.study import run
+
+    engine = LocalEngine(arguments.workers)
+    out = Path(arguments.out)
+    subjects = make_checkpoints(out, seeds=arguments.checkpoint_seeds, device=arguments.device, engine=engine)
+    readings = run(subjects, requests(None, arguments.seed), out, study="demo", engine=engine,
+                   provenance={**command(arguments), "by": "noise", "cluster": ["method", "noise"]})
+    return finish(readings, out)
+
+
+def run_study(arguments: argparse.Namespace) -> int:
+    from genmeasure.engine import LocalEngine
+    from genmeasure.study import run
+
+    module = load_study(arguments.study)
+    engine = LocalEngine(arguments.workers)
+    facts = {"by": getattr(module, "BY", None), "cluster": getattr(module, "CLUSTER", None)}
+    readings = run(module.SUBJECTS(), tuple(module.REQUESTS), arguments.out, study=Path(arguments.study).stem,
+                   engine=engine, provenance={**command(arguments), **facts})
+    return finish(readings, arguments.out)
+
+
+def load_study(path: str) -> Any:
+    """A study file: `SUBJECTS()` returns the subjects, `REQUESTS` holds the requests; `BY`, `CLUSTER` are optional."""
+    if not Path(path).is_file():
+        raise InputError(f"the study {path!r} does not exist; give the path of a Python file")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None:
+        raise InputError(f"the study {path!r} is no Python file; give the path of a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("SUBJECTS", "REQUESTS"):
+        if not hasattr(module, name):
+            raise InputError(f"the study {path!r} does not define {name}; a study defines SUBJECTS() and REQUESTS")
+    return module
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from genmeasure.checkpoints.build import build
+    from genmeasure.checkpoints.match import fingerprint, match
+    from genmeasure.checkpoints.read import read
+    from genmeasure.checkpoints.write import write
+    from genmeasure.data.label_noise import symmetric_confusion
+    from genmeasure.data.readers import load
+    from genmeasure.training.algorithm import get_algorithm
+    from genmeasure.training.loop import Settings, fine_tune
+
+    name, given = named(arguments.algorithm)
+    chosen = get_algorithm(name, **given)
+    out = Path(arguments.out)
+    if out.suffix != ".safetensors":
+        raise InputError(f"the output {arguments.out!r} came; give a file that ends in .safetensors")
+    settings = Settings(epochs=arguments.epochs, learning_rate=arguments.learning_rate, batch_size=arguments.batch_size,
+                        optimizer=arguments.optimizer, weight_decay=arguments.weight_decay, schedule=arguments.schedule,
+                        seed=arguments.seed, device=arguments.device)
+    model = build(arguments.model, seed=arguments.seed)
+    started = read(arguments.start)
+    match(model, started.tensors, head=arguments.head)
+    data = load(arguments.train)
+    validation = load(arguments.validation) if arguments.validation else None
+    confusion = None
+    if arguments.noise is not None:
+        confusion = symmetric_confusion(arguments.noise, int(data.labels.max()) + 1, include_true=False)
+    result = fine_tune(model, chosen, data, validation, settings=settings, head=arguments.head, confusion=confusion)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write(out, result.model.state_dict(), {
+        "algorithm": arguments.algorithm, "model": arguments.model, "train": arguments.train,
+        "start": fingerprint(started.tensors), "settings": json.dumps(dataclasses.asdict(settings)),
+        "chosen_epoch": str(result.chosen), "history": json.dumps([dataclasses.asdict(e) for e in result.history])})
+    last = result.history[result.chosen - 1] if result.chosen else None
+    say(f"wrote {out} after {len(result.history)} epochs in {result.seconds:.1f} s" + (
+        f"; epoch {last.number} chosen, validation error {last.validation_error:.4f}"
+        if last and last.validation_error is not None else ""))
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from genmeasure.publish import publish
+    say(f"report: {publish(Path(arguments.folder))}")
+    return 0
+
+
+def list_members(arguments: argparse.Namespace) -> int:
+    import genmeasure
+    catalogue = genmeasure.list()
+    if arguments.family:
+        catalogue = catalogue[catalogue["family"] == arguments.family]
+    for row in catalogue.itertuples():
+        say(f"{row.family:10} {row.name:22} {row.summary}")
+        if arguments.verbose:
+            say(f"{'':33} kind {row.kind}; index {row.index_columns or '-'}; source {row.source}")
+            say(f"{'':33} parameters {row.parameters or '-'}")
+    return 0
+
+
+def data(arguments: argparse.Namespace) -> int:
+    from genmeasure.data import manifest
+
+    if arguments.action == "list":
+        for row in manifest.entries().itertuples():
+            say(f"{row.name:28} {row.kind:12} {row.rows!s:>8} {row.bytes!s:>10}  {row.licence}")
+        return 0
+    if not arguments.entry:
+        raise InputError(f"`genmeasure data {arguments.action}` came without a name; name an entry, as listed by "
+                         "`genmeasure data list`")
+    action = {"path": manifest.path, "verify": manifest.verify, "fetch": manifest.fetch}[arguments.action]
+    outcome = action(arguments.entry)
+    say(str(outcome) if outcome is not None else f"{arguments.entry}: as the manifest says")
+    return 0
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, for provenance.json."""
+    asked = {k: v for k, v in vars(arguments).items() if k not in ("function", "command") and v is not None}
+    return {"command": arguments.command, "arguments": asked}
+
+
+def finish(readings: Any, out: str | Path) -> int:
+    """Publish a run folder and say what came out: 1 if some readings failed, which are listed, else 0."""
+    import pandas as pd
+
+    from genmeasure.publish import publish
+
+    out = Path(out)
+    path = publish(out)
+    table = out / "tables" / "checkpoints.csv"
+    if table.is_file():
+        with pd.option_context("display.width", 160, "display.max_columns", 12, "display.max_rows", 12,
+                               "display.precision", 4):
+            say(pd.read_csv(table).to_string(index=False, max_rows=12))
+    bad = readings[readings["error"].astype(str) != ""]
+    for row in bad.itertuples():
+        say(f"failed: {row.subject}: {row.measure}: {row.error}", sys.stderr)
+    say(f"{len(readings) - len(bad)} readings of {readings['subject'].nunique()} checkpoints, {len(bad)} failed")
+    say(f"report: {path}")
+    return 1 if len(bad) else 0
+
+
+def say(text: str, stream: Any = None) -> None:
+    (stream or sys.stdout).write(text + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    main_parser = argparse.ArgumentParser("genmeasure", description=(
+        "Why, and how well, does this fine-tuned checkpoint generalize? Measures distances, curvature and noise "
+        "stability per layer, evaluates generalization bounds, and writes tables, plots and a report."))
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, function: Any, text: str, *, seed: bool = True, out: str | None = None,
+            workers: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text,
+                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.set_defaults(function=function)
+        if seed:
+            sub.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of everything that is drawn")
+            sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+        if out is not None:
+            sub.add_argument("--out", required=not out, default=out or None, help="folder for the results")
+        if workers:
+            sub.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
+        return sub
+
+    sub = add("demo", demo, "Fine-tune and audit small networks on handwritten digits; needs nothing but this package.",
+              out="out/demo", workers=True)
+    sub.add_argument("--checkpoint-seeds", type=int, default=2, help="pretrained starts, each fine-tuned in every way")
+
+    sub = add("audit", audit, "Measure one fine-tuned checkpoint against its start.", out="")
+    sub.add_argument("--start", required=True, help="checkpoint file of the pretrained start")
+    sub.add_argument("--end", required=True, help="checkpoint file of the fine-tuned model")
+    sub.add_argument("--model", required=True, help="torchvision:NAME, timm:NAME, hf:FOLDER, pkg.module:function or "
+                                                    "FILE.py:function, with ?key=value for its arguments")
+    sub.add_argument("--train", required=True, help="training data: a manifest name, FILE.npz#train, or "
+                                                    "pkg.module:function")
+    sub.add_argument("--test", help="test data, likewise; the gap needs them")
+    sub.add_argument("--measure", action="append", metavar="NAME[:key=value,...]",
+                     help="a measure or bound with parameters; repeat for more; everything that applies if left out")
+    sub.add_argument("--name", help="name of the subject; the end's file name if left out")
+    sub.add_argument("--loss", default="cross-entropy", help="loss per example")
+    sub.add_argument("--dtype", default="float32", help="float32 or float64")
+    sub.add_argument("--batch-size", type=int, default=64, help="examples per batch; fresh noise for every batch")
+    sub.add_argument("--head", help="module path of the head; the layer that runs last if left out")
+
+    sub = add("train", train, "Fine-tune a model from a start with one of the registered algorithms.", out="")
+    sub.add_argument("--start", required=True, help="checkpoint file of the pretrained start")
+    sub.add_argument("--model", required=True, help="as for audit")
+    sub.add_argument("--train", required=True, help="training data, as for audit")
+    sub.add_argument("--validation", help="validation data, likewise")
+    sub.add_argument("--algorithm", default="plain", metavar="NAME[:key=value,...]", help="see `genmeasure list`")
+    sub.add_argument("--epochs", type=int, default=30, help="passes over the training data")
+    sub.add_argument("--learning-rate", type=float, default=1e-3, help="of the first epoch")
+    sub.add_argument("--batch-size", type=int, default=32, help="examples per step")
+    sub.add_argument("--optimizer", default="adam", help="adam, amsgrad, adamw or sgd")
+    sub.add_argument("--weight-decay", type=float, default=0.0, help="of the optimizer")
+    sub.add_argument("--schedule", default="constant", help="constant, cosine or step")
+    sub.add_argument("--noise", type=float, help="rate of symmetric label noise, for consistent-loss")
+    sub.add_argument("--head", help="module path of the head, which the start may have in another shape")
+
+    sub = add("run", run_study, "Carry out a study file: SUBJECTS() and REQUESTS.", seed=False, out="", workers=True)
+    sub.add_argument("study", help="path of the study's Python file")
+    sub = add("report", report, "Write tables, plots and report of a run folder again.", seed=False)
+    sub.add_argument("folder", help="a run folder that holds readings.csv")
+    sub = add("list", list_members, "List measures, bounds and algorithms.", seed=False)
+    sub.add_argument("family", nargs="?", choices=["measure", "bound", "algorithm"], help="only these")
+    sub.add_argument("--verbose", action="store_true", help="with kinds, sources and parameters")
+    sub = add("data", data, "List, find, check or fetch what data_manifest.csv names.", seed=False)
+    sub.add_argument("action", choices=["list", "path", "verify", "fetch"])
+    sub.add_argument("entry", nargs="?", help="name of the entry")
+    return main_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command: 0 when every reading succeeded, 1 when some failed, 2 for wrong usage or bad input."""
+    parsed = parser().parse_args(arguments)
+    try:
+        return parsed.function(parsed)
+    except InputError as error:
+        say(f"genmeasure: {' '.join(str(error).split())}", sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        say("interrupted; what is complete is kept, and the same command goes on from there", sys.stderr)
+        return 130
+
+
+def entry() -> None:
+    sys.exit(main())
