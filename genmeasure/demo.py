@@ -30,7 +30,7 @@ MODEL = "genmeasure.demo:digit_network"
 NOISES = (0.0, 0.2, 0.4)
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "plain": {}, "early-stopping": {"patience": 8}, "label-smoothing": {}, "mixup": {}, "l2-sp": {"weight": 0.002},
-    "layer-ball": {"radius": 1.5}, "noise-injection": {"sigma": 0.05}, "sam": {}, "consistent-loss": {}}
+    "layer-ball": {"radius": 1.5}, "noise-injection": {"sigma": 0.05}, "consistent-loss": {}}
 PRETRAINING = Settings(epochs=15, learning_rate=3e-3, schedule="cosine", device="cpu")
 FINE_TUNING = Settings(epochs=40, learning_rate=3e-3, schedule="cosine", device="cpu")
 

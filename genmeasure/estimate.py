@@ -68,6 +68,7 @@ class StratifiedMean:
         self.strata = 0
         self._mean: Tensor | None = None
         self._scatter: Tensor | None = None
+        self._squares: Tensor | None = None
 
     def add(self, sums: Tensor) -> None:
         """One pass: `sums` [batches, k], entry b the drawn sum over the examples of batch b."""
@@ -75,15 +76,21 @@ class StratifiedMean:
         if self._mean is None:
             self.strata = x.shape[0]
             self._mean = torch.zeros_like(x)
+            self._squares = torch.zeros_like(x)
             self._scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
         self.passes += 1
         before = x - self._mean
         self._mean += before / self.passes
         self._scatter += before.T @ (x - self._mean)
+        self._squares += before * (x - self._mean)
 
     @property
-    def degrees_of_freedom(self) -> int:
-        return self.strata * (self.passes - 1)
+    def degrees_of_freedom(self) -> float:
+        """Of the least certain standard error (Welch-Satterthwaite): few where a few batches carry the variance."""
+        if self.passes < 2:
+            return 0.0
+        concentration = self._squares.square().sum(0) / self._squares.sum(0).square()
+        return (self.passes - 1) / concentration.nan_to_num(0.0).max().clamp(min=1e-9).item()
 
     @property
     def value(self) -> Tensor:
@@ -111,7 +118,7 @@ class StratifiedMean:
         return [Estimate(v, s, self.passes) for v, s in zip(self.value.tolist(), self.stderr.tolist(), strict=True)]
 
 
-MIN_DEGREES_OF_FREEDOM = 16
+MIN_DEGREES_OF_FREEDOM = 20
 """Below this the standard error is itself too uncertain to stop on."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -61,6 +62,9 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     member, parameters = request.member, request.member.parameters(request.parameters)
     before, started = subject.risk.passes, time.perf_counter()
     estimates = member.function(subject, **request.parameters)
+    if lost := [k for k, e in estimates.items() if math.isnan(e.value)]:
+        raise InputError(f"{member.name} of {subject.name!r} came out NaN at {lost[0]!r} and {len(lost) - 1} other places; "
+                         "check the inputs, or measure with --dtype float64")
     violated = {check.__name__.replace("_", "-"): check(subject) for check in member.assumes}
     seconds, passes = time.perf_counter() - started, subject.risk.passes - before
     kind = member.kind_for(parameters)
@@ -122,6 +126,14 @@ def to_csv(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, float_format="%.17g", lineterminator="\n")
 
 
+def _read_part(path: Path) -> pd.DataFrame:
+    """Numbers to the last bit, whatever the version of pandas; names as text even where they look like numbers."""
+    frame = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(COLUMNS, object))
+    for column in ("sigma", "value", "stderr", "n", "seconds", "passes"):
+        frame[column] = [float(text) if text else math.nan for text in frame[column]]
+    return frame
+
+
 @dataclass(frozen=True)
 class Task:
     """One subject with all its requests: they share what the subject remembers."""
@@ -131,11 +143,12 @@ class Task:
     study: str
     parts: Path
     alone: bool = False
+    loaded: Subject | None = None
 
     def __call__(self) -> tuple[list[str], list[pd.DataFrame], dict[str, Any]]:
         """Write the missing parts. Returns the names of all parts, the failed readings, and facts about the subject."""
         with torch.random.fork_rng(devices=[]):
-            subject = self.subject.load() if isinstance(self.subject, SubjectFiles) else self.subject
+            subject = self.loaded or (self.subject.load() if isinstance(self.subject, SubjectFiles) else self.subject)
             names, failures = [], []
             requests = progress(self.requests, subject.name) if self.alone else self.requests
             for request in requests:
@@ -149,7 +162,8 @@ class Task:
                 names.append(path.name)
         facts = {"fingerprint": subject.fingerprint, "layers": [x.name for x in subject.layers],
                  "head": next(x.name for x in subject.layers if x.head), "head center": subject.head_center,
-                 "outputs": subject.classes, "training examples": subject.train.size, "test examples": subject.test.size if subject.test else 0}
+                 "outputs": subject.classes, "training examples": subject.train.size,
+                 "test examples": subject.test.size if subject.test else 0}
         if isinstance(self.subject, SubjectFiles):
             facts |= {"model": self.subject.model, "start": self.subject.start, "end": self.subject.end,
                       "train": self.subject.train, "test": self.subject.test}
@@ -183,7 +197,7 @@ def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request],
     alone = len(subjects) == 1
     tasks = [Task(s, tuple(requests), study, out / "parts", alone) for s in subjects]
     if alone and isinstance(subjects[0], SubjectFiles):  # nothing is written for bad input
-        tasks = [Task(subjects[0].load(engine), tuple(requests), study, out / "parts", alone)]
+        tasks = [Task(subjects[0], tuple(requests), study, out / "parts", alone, subjects[0].load(engine))]
     (out / "parts").mkdir(parents=True, exist_ok=True)
     done, bad = {}, []
     for name, outcome in engine.map(_carry_out, tasks, "audit"):
@@ -196,8 +210,7 @@ def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request],
     frames = []
     for name in names:
         parts, failures, _ = done[name]
-        frames += [pd.read_csv(out / "parts" / p, keep_default_na=False, na_values={
-            c: [""] for c in ("sigma", "value", "stderr", "n", "seconds", "passes")}) for p in parts] + failures
+        frames += [_read_part(out / "parts" / p) for p in parts] + failures
     readings = pd.concat([f for f in frames if len(f)], ignore_index=True)
     readings["study"] = study
     write_atomically(out / "readings.csv", to_csv(readings))

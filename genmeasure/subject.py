@@ -116,8 +116,8 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     BatchEncoding). loss: a registered name or a `Loss`. dtype: float32 or float64; checkpoints are cast to it.
     head: path of the head layer, by default the selected layer that runs last. labels: columns for the readings.
 
-    Raises `InputError` for weights that are not finite, a start that does not match, labels outside the classes, and
-    outputs that are not finite.
+    Raises `InputError` for weights that are not finite, a start that does not match, data that the model does not run
+    on, inputs that are NaN, and labels outside the classes.
     """
     if dtype not in DTYPES:
         raise InputError(f"the dtype {dtype!r} came; choose one of {', '.join(DTYPES)}")
@@ -126,7 +126,8 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     train = train if isinstance(train, Batches) else Batches(train, "train")
     test = test if test is None or isinstance(test, Batches) else Batches(test, "test")
     result = Subject(name, owned, {}, get_loss(loss), train, test, engine or LocalEngine(), dict(labels or {}), head)
-    _check_model(result)
+    _check_finite(result.state, f"weights of {name!r}")
+    _check_runs(result)
     _check_data(result)
     state = start.state_dict() if isinstance(start, nn.Module) else start
     if isinstance(state, (str, PathLike)):
@@ -135,20 +136,34 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     skeleton = copy.deepcopy(owned)
     left_out = match(skeleton, dict(state), head=head_module)
     started = {k: v.to(device=place["device"]) for k, v in skeleton.state_dict().items() if k not in left_out}
+    _check_finite(started, f"start's weights of {name!r}")
     return Subject(result.name, owned, started, result.loss, train, test, result.engine, result.labels, head)
 
 
-def _check_model(subject: Subject) -> None:
-    for name, tensor in subject.state.items():
+def _check_finite(state: Mapping[str, Tensor], what: str) -> None:
+    for name, tensor in state.items():
         bad = (~torch.isfinite(tensor)).sum().item() if tensor.is_floating_point() else 0
         if bad:
-            raise InputError(f"the weights of {subject.name!r} hold {bad} NaN or infinite numbers in {name!r}; "
-                             "a finite checkpoint is needed")
+            raise InputError(f"the {what} hold {bad} NaN or infinite numbers in {name!r}; a finite checkpoint is needed")
+
+
+def _check_runs(subject: Subject) -> None:
+    some = next(iter(subject.model.parameters()))
+    for data in filter(None, (subject.train, subject.test)):
+        try:
+            with torch.no_grad():
+                forward(subject.model, next(iter(data)).select(slice(2)).to(some.device, some.dtype))
+        except Exception as error:  # a model may raise anything for inputs that it was not written for
+            raise InputError(f"the model {type(subject.model).__name__} does not run on {data.name!r} "
+                             f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); "
+                             "give inputs of the shape and type that it was trained on") from error
 
 
 def _check_data(subject: Subject) -> None:
     for data in filter(None, (subject.train, subject.test)):
         labels = data.labels
+        if any(t.isnan().any() for batch in data for t in batch.tensors() if t.is_floating_point()):
+            raise InputError(f"the data set {data.name!r} holds NaN; repair or drop these examples")
         if subject.loss.classification and labels.is_floating_point():
             raise InputError(f"labels of type {labels.dtype} came in {data.name!r}; {subject.loss.name} needs "
                              "whole-number class labels")

@@ -54,7 +54,7 @@ class PositiveForms:
         return int(self.value.argmax())
 
 
-STAGES = (8, 16)
+STAGES = (7, 15)
 """Lanczos steps after which examples that cannot be the maximum are dropped, before the last stage."""
 
 
@@ -99,7 +99,7 @@ def _quadrature(risk: Risk, layer: Layer, batch: Batch, v: Tensor, steps: int, r
     products = lanczos(lambda q: example_products(risk, layer, batch, q), v.expand(len(batch), -1), steps)
     for number, t in enumerate(products, 1):
         last = bool(t.exhausted.all()) or number == min(steps, v.numel())
-        if number % CHECK_EVERY == 0 or last:
+        if number % CHECK_EVERY == CHECK_EVERY - 1 or last:  # odd numbers bring the bracket a new node
             theta, vectors = t.ritz()
             mean = t.diagonal[:, 0]
             value = (vectors[:, 0, :] ** 2 * theta.clamp(min=0)).sum(1)
@@ -115,19 +115,22 @@ def absolute_value_bracket(t: Tridiagonal) -> tuple[Tensor, Tensor]:
     q' |H| q is the integral of sqrt(x) over the spectral measure of H^2. All even derivatives of the square root are
     negative and all odd ones positive, so Gauss quadrature is an upper bound and Gauss-Radau quadrature with a node at
     0 a lower bound, both monotone in the number of nodes (Golub & Meurant 2010, chapter 6). m steps on H give the
-    first (2m + 1) // 4 nodes for H^2, found by Lanczos on the square of the tridiagonal matrix.
+    moments of H^2 up to order m, hence (m + 1) // 2 nodes, found by Lanczos on the square of the tridiagonal matrix;
+    its last coupling to the unseen direction is needed for the highest moment, that direction's diagonal is not.
     """
     theta, vectors = t.ritz()
     exact = (vectors[:, 0, :] ** 2 * theta.abs()).sum(1)
-    small = vectors @ torch.diag_embed(theta**2) @ vectors.mT
-    first = torch.zeros_like(t.diagonal)
+    zero = torch.zeros_like(exact)[:, None]
+    extended = Tridiagonal(torch.cat([t.diagonal, zero], 1), torch.cat([t.off_diagonal, zero], 1), t.exhausted).matrix()
+    first = torch.zeros_like(extended[:, 0])
     first[:, 0] = 1
-    *_, squared = lanczos(lambda q: (small @ q[:, :, None])[:, :, 0], first, max(1, (2 * t.diagonal.shape[1] + 1) // 4))
+    *_, squared = lanczos(lambda q: (extended @ (extended @ q[:, :, None]))[:, :, 0], first,
+                          (t.diagonal.shape[1] + 1) // 2)
     nodes, directions = squared.ritz()
     upper = (directions[:, 0, :] ** 2 * nodes.clamp(min=0).sqrt()).sum(1)
-    lower = torch.maximum(_radau(squared), t.diagonal[:, 0].abs())
-    done = t.exhausted | squared.exhausted
-    return torch.where(done, exact, torch.minimum(lower, upper)), torch.where(done, exact, upper)
+    lower = torch.minimum(torch.maximum(_radau(squared), t.diagonal[:, 0].abs()), upper)
+    lower = torch.where(squared.exhausted, upper, lower)
+    return torch.where(t.exhausted, exact, lower), torch.where(t.exhausted, exact, upper)
 
 
 def _radau(t: Tridiagonal) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genmeasure.curvature.trace import batch_generator
+from genmeasure.curvature.draws import batch_generator
 from genmeasure.data.batches import Batch
 from genmeasure.estimate import StratifiedMean, until_precise
 from genmeasure.risk import Risk
@@ -45,7 +45,7 @@ def noise_curve(risk: Risk, sigmas: Sequence[float], *, one_sided: bool, rtol: f
 
     def draw(number: int) -> Tensor:
         def one(batch: Batch) -> Tensor:
-            generator = batch_generator(seed, number, batch)
+            generator = batch_generator("noise", seed, number, batch)
             noise = {k: torch.randn(w.shape, generator=generator).to(w) for k, w in risk.weights.items()}
             return difference(risk, batch, noise, sigmas)
         return risk.engine.batch_sums(one, risk.batches)

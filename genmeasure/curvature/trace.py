@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from genmeasure.curvature.draws import batch_generator, rademacher
 from genmeasure.curvature.gauss_newton import gauss_newton_traces, piecewise_linear
 from genmeasure.curvature.products import batch_hessian_product
 from genmeasure.data.batches import Batch
@@ -34,16 +34,6 @@ class Traces:
         """The sum over layers, weighted by `weights` [layers] if given; correlations are accounted for."""
         w = torch.ones_like(self.value) if weights is None else weights
         return Estimate((w @ self.value).item(), (w @ self.covariance @ w).clamp(min=0).sqrt().item(), self.passes)
-
-
-def rademacher(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1
-
-
-def batch_generator(seed: int, number: int, batch: Batch) -> torch.Generator:
-    """The generator of pass `number` on a batch: the same in any process, different for every batch and pass."""
-    mixed = np.random.SeedSequence([seed, number, batch.index]).generate_state(1)  # torch reads 32 bits of a seed
-    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def hutchinson(risk: Risk, batch: Batch, probes: dict[str, Tensor], losses: Callable | None = None) -> Tensor:
@@ -78,7 +68,7 @@ def block_traces(risk: Risk, *, route: str, rtol: float, layer_rtol: float, atol
 
     def draw(number: int) -> Tensor:
         def one(batch: Batch) -> Tensor:
-            generator = batch_generator(seed, number, batch)
+            generator = batch_generator("trace", seed, number, batch)
             total = torch.zeros(len(risk.layers), dtype=torch.float64, device=risk.device)
             if route != "hutchinson":
                 total += gauss_newton(batch, generator)

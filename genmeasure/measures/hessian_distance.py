@@ -13,7 +13,7 @@ from genmeasure.estimate import Estimate
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
 
-STEPS, RTOL = 24, 0.02
+STEPS, RTOL = 23, 0.02
 
 TERMS = ("vHv-mean", "vHv-min", "vHv-max", "vGv-mean", "vGv-max", "vH+v-max", "vH+v-max-error")
 

@@ -11,7 +11,7 @@ from genmeasure.estimate import Estimate
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
 
-RTOL, LAYER_RTOL, MAX_PASSES = 0.02, 0.1, 1000
+RTOL, LAYER_RTOL, MAX_PASSES = 0.02, 0.1, 200
 
 
 def traces(subject: Subject, **setting: Any) -> Traces:

@@ -1,0 +1,165 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from genmeasure.data.batches import Batch
+from genmeasure.errors import InputError
+from genmeasure.layers import Layer, batch_norm_scale, find_layers, folded, forward, operator_norm
+from genmeasure.norms import frobenius, mars, spectral, two_one
+
+
+def batch(*shape):
+    return Batch((torch.zeros(shape),), torch.zeros(shape[0], dtype=torch.long))
+
+
+class Residual(nn.Module):
+    """Modules are registered in another order than they run in."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.norm2, self.norm1 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.second, self.first = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.norm1(self.first(x)))
+        x = x + self.norm2(self.second(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_layers_come_in_the_order_in_which_they_run():
+    layers = find_layers(Residual().eval(), batch(2, 1, 5, 5))
+    assert [x.name for x in layers] == ["first", "second", "head"]
+    assert [x.batch_norm for x in layers] == ["norm1", "norm2", None]
+    assert [x.head for x in layers] == [False, False, True]
+    assert layers[0].input_shape == (1, 5, 5)
+    assert layers[0].output_shape == (4, 5, 5)
+    assert layers[0].width == 100
+
+
+def test_a_head_can_be_named_and_a_wrong_name_is_refused():
+    assert find_layers(Residual().eval(), batch(2, 1, 5, 5), head="second")[1].head
+    with pytest.raises(InputError, match=r"did you mean 'second'\?$"):
+        find_layers(Residual().eval(), batch(2, 1, 5, 5), head="secnd")
+
+
+def test_tied_weights_count_once():
+    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    net[1].weight = net[0].weight
+    assert [x.name for x in find_layers(net, batch(2, 3))] == ["0"]
+
+
+def test_attention_counts_its_in_projection():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.attention(x, x, x)[0].mean(1))
+    names = {x.parameter for x in find_layers(Net(), batch(2, 3, 4))}
+    assert names == {"attention.in_proj_weight", "head.weight"}
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(InputError, match="there is nothing to measure without one$"):
+        find_layers(nn.ReLU(), batch(2, 3))
+
+
+def test_folding_reproduces_the_network_up_to_its_shift():
+    net = Residual().double().eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for norm in (net.norm1, net.norm2):
+            norm.weight.data.normal_()
+            norm.running_var.uniform_(0.5, 2)
+        x = torch.randn(2, 1, 5, 5).double()
+    layer = find_layers(net, Batch((x,), torch.zeros(2, dtype=torch.long)))[0]
+    state = net.state_dict()
+    weight = folded(layer, state, net)
+    difference = net.norm1(net.first(x)) - net.norm1(net.first(torch.zeros_like(x)))
+    assert torch.allclose(nn.functional.conv2d(x, weight, padding=1), difference, rtol=1e-10)
+    assert torch.allclose(batch_norm_scale(layer, state, net), net.norm1.weight / (net.norm1.running_var + 1e-5).sqrt())
+
+
+def test_folding_undoes_the_scale_of_a_convolution():
+    """Ten times the convolution with its statistics rescaled is the same function and has the same folded norm."""
+    net = Residual().double().eval()
+    layer = find_layers(net, Batch((torch.zeros(2, 1, 5, 5).double(),), torch.zeros(2)))[0]
+    before = folded(layer, net.state_dict(), net).norm()
+    net.first.weight.data *= 1e3
+    net.norm1.running_var *= 1e6
+    assert folded(layer, net.state_dict(), net).norm() == pytest.approx(before.item(), rel=1e-4)
+
+
+CONVOLUTIONS = [
+    {"out_channels": 4, "in_channels": 3, "kernel_size": 3, "stride": 1, "padding": 1, "size": 8},
+    {"out_channels": 4, "in_channels": 3, "kernel_size": 3, "stride": 2, "padding": 1, "size": 8},
+    {"out_channels": 4, "in_channels": 3, "kernel_size": 1, "stride": 1, "padding": 0, "size": 8},
+    {"out_channels": 4, "in_channels": 4, "kernel_size": 3, "stride": 2, "padding": 0, "size": 7, "groups": 2},
+    {"out_channels": 2, "in_channels": 2, "kernel_size": 3, "stride": 1, "padding": 2, "size": 6, "dilation": 2},
+    {"out_channels": 3, "in_channels": 2, "kernel_size": 4, "stride": 3, "padding": 1, "size": 9},
+]
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS)
+def test_operator_norm_of_a_convolution(options):
+    options = dict(options)
+    size = options.pop("size")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv = nn.Conv2d(**options, bias=False)
+    x = torch.zeros(1, options["in_channels"], size, size)
+    out = conv(x).shape[1:]
+    layer = Layer("", "weight", conv, tuple(x.shape[1:]), tuple(out))
+    weight = conv.weight.detach()
+    dense = torch.func.jacrev(conv)(x).reshape(math.prod(out), -1).detach().double().numpy()
+    truth = np.linalg.norm(dense, 2)
+    norm = operator_norm(layer, weight)
+    assert norm == pytest.approx(truth, rel=1e-5)
+    kernel, stride = options["kernel_size"], options["stride"]
+    if options.get("groups", 1) == 1:
+        assert spectral(weight) <= norm * (1 + 1e-6)
+        assert norm <= math.ceil(kernel / stride) * options.get("dilation", 1) * spectral(weight) * (1 + 1e-6)
+        if kernel == 1:
+            assert norm == pytest.approx(spectral(weight), rel=1e-5)
+
+
+def test_operator_norm_matches_the_recorded_kernels():
+    """measures.md 4, first row: the first kernel after torch.manual_seed(0), drawn in float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kernel = torch.randn(4, 3, 3, 3)
+    conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    assert operator_norm(Layer("", "weight", conv, (3, 8, 8), (4, 8, 8)), kernel) == pytest.approx(10.559, abs=1e-3)
+    assert spectral(kernel) == pytest.approx(7.302, abs=1e-3)
+
+
+def test_operator_norm_of_another_padding_is_refused():
+    conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")
+    with pytest.raises(InputError, match="use the reshaped norm$"):
+        operator_norm(Layer("", "weight", conv, (1, 4, 4), (1, 4, 4)), conv.weight)
+
+
+def test_row_norms_of_a_matrix_that_is_not_square():
+    weight = torch.tensor([[1.0, -2.0, 3.0], [4.0, 0.0, 0.0]])
+    assert mars(weight) == 6
+    assert two_one(weight) == pytest.approx(math.sqrt(14) + 4)
+    assert frobenius(weight) == pytest.approx(math.sqrt(30))
+    assert spectral(weight) <= frobenius(weight) <= two_one(weight) <= math.sqrt(2) * frobenius(weight)
+
+
+def test_outputs_may_be_tuples_or_carry_logits():
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return Output((x, x))
+    assert forward(Net(), batch(2, 3)).shape == (2, 3)
