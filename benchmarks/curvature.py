@@ -136,6 +136,13 @@ def reference(answer: Answer, layers: int) -> tuple[list[Estimate], Estimate]:
     return [answer.value.estimate(e) for e in eye], answer.value.estimate()
 
 
+def drawn_until(answer: Answer, layers: int = 0) -> str:
+    """Which standard error our stopping rule reached: of the total, or of the median of that many layers."""
+    each = [answer.value.estimate(e) for e in torch.eye(layers, dtype=torch.float64)] or [answer.value.estimate()]
+    reached = statistics.median(e.stderr / abs(e.value) for e in each)
+    return f"ours drawn until its rule stops (reached {as_percent(reached)})"
+
+
 def agreement(what: str, ours: Estimate, theirs: Estimate) -> None:
     z = (ours.value - theirs.value) / math.hypot(ours.stderr, theirs.stderr)
     say(f"  {what}: ours {ours.value:.5g} ± {ours.stderr:.2g}, theirs {theirs.value:.5g} ± {theirs.stderr:.2g} "
@@ -178,11 +185,12 @@ def traces_of_relu(case: Case, size: Size) -> Iterator[Row]:
     counts = [needed(v, e.value, LAYER_RTOL) for v, e in zip(probes.var(0).tolist(), each, strict=True)]
     to_layer = statistics.median(counts)
     cost = {name: (median_seconds(side), median_passes(side)) for name, side in runs.items() if name != "theirs"}
-    for name, note in (("exact", "ours exact, 0"), ("signs", "ours drawn until it is reached")):
+    signs, per_layer = runs["signs"][0].result, runs["signs per layer"][0].result
+    for name, note in (("exact", "ours exact"), ("signs", drawn_until(signs))):
         yield from_probes(f"total trace, {case.label}: PyHessian / {name}", runs["theirs"], size.probes, cost[name],
                           note, to_total, TOTAL_RTOL)
-    for name, key, note in (("exact", "exact", "ours exact, 0"),
-                            ("signs", "signs per layer", "ours drawn until every layer reaches it")):
+    for name, key, note in (("exact", "exact", "ours exact"),
+                            ("signs", "signs per layer", f"every layer of {drawn_until(per_layer, layers)}")):
         yield from_probes(f"trace per layer, {case.label}: PyHessian / {name}", runs["theirs"], size.probes, cost[key],
                           f"median layer; {note}", to_layer, LAYER_RTOL)
 
@@ -202,7 +210,7 @@ def traces_of_smooth(case: Case, size: Size) -> Iterator[Row]:
     found = runs["ours"][0].result
     _, total = reference(found, layers)
     ours = median_seconds(runs["ours"]), median_passes(runs["ours"])
-    note = f"ours drawn until it is reached (route {found.value.route})"
+    note = f"{drawn_until(found)}, route {found.value.route}"
     label = f"total trace, {case.label}"
     if theirs.pyhessian:
         probes = torch.cat([run.result for run in runs["PyHessian"]]).sum(1)
@@ -253,7 +261,7 @@ def top_eigenvalue(case: Case, size: Size) -> Iterator[Row]:
     warm.top(1.0, 2, 0)
     runs = interleaved({"ours": lambda number: our_top(subject, EIGENVALUE_RTOL, size.most_products, number),
                         "theirs": lambda number: tool.top(EIGENVALUE_RTOL, size.most_products, number)},
-                       max(1, size.repeats - 1), subject.risk.device)
+                       size.repeats, subject.risk.device)
     value, residual, steps = runs["ours"][0].result.value
     other, other_residual, other_steps = runs["theirs"][0].result
     say(f"  eigenvalue: ours {value:.5g} (residual {residual:.2g}, {steps} products), theirs {other:.5g} "

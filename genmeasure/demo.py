@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -100,14 +101,14 @@ class Run:
         """Fine-tune and write the checkpoint, unless one made in the same way is there."""
         arrays = np.load(self.data, allow_pickle=False)
         started = read(self.start)
-        recipe = json.dumps({"start": fingerprint(started.tensors), "data": self.data.name, "method": self.method,
+        train = Batches.from_arrays(arrays["x_train"], arrays["y_train"], name="train")
+        recipe = json.dumps({"start": fingerprint(started.tensors), "data": train.fingerprint, "method": self.method,
                              "parameters": dict(self.parameters), "settings": asdict(self.settings),
-                             "code": algorithm[self.method].source_hash()}, sort_keys=True)
+                             "code": _code(self.method)}, sort_keys=True)
         if _recipe(self.end) == recipe:
             return self.name
         model = build(MODEL)
         match(model, started.tensors)
-        train = Batches.from_arrays(arrays["x_train"], arrays["y_train"], name="train")
         validation = Batches.from_arrays(arrays["x_validation"], arrays["y_validation"], name="validation")
         confusion = torch.from_numpy(arrays["confusion"]) if self.method == "consistent-loss" else None
         result = fine_tune(model, get_algorithm(self.method, **self.parameters), train, validation,
@@ -118,6 +119,10 @@ class Run:
             "recipe": recipe, "method": self.method, "noise": str(self.noise), "seed": str(self.seed), "model": MODEL,
             "chosen_epoch": str(result.chosen), "history": json.dumps(history)})
         return self.name
+
+
+def _code(method: str) -> list[str]:
+    return [algorithm[method].source_hash(), inspect.getsource(DigitNetwork)]
 
 
 def _recipe(path: Path) -> str | None:
@@ -156,7 +161,7 @@ def write_data(run: Run) -> None:
 def write_start(run: Run) -> None:
     """The start that all checkpoints of a seed share: pretrained on digits 0-4, with a fresh head."""
     settings = Settings(**{**asdict(PRETRAINING), "seed": run.seed})
-    recipe = json.dumps({"settings": asdict(settings), "code": algorithm["plain"].source_hash()}, sort_keys=True)
+    recipe = json.dumps({"settings": asdict(settings), "code": _code("plain")}, sort_keys=True)
     if _recipe(run.start) == recipe:
         return
     train = digits(classes=(0, 1, 2, 3, 4), seed=0)["train"]

@@ -8,8 +8,10 @@ sums, so that all ranks return the same numbers.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -80,7 +82,8 @@ class LocalEngine:
         pool = concurrent.futures.ProcessPoolExecutor(
             min(self.workers, len(tasks)), multiprocessing.get_context("spawn"), _start_worker, (threads,))
         try:
-            futures = [pool.submit(fn, t) for t in tasks]
+            with _interrupts_held():
+                futures = [pool.submit(fn, t) for t in tasks]
             done = concurrent.futures.as_completed(futures)
             yield from progress((f.result() for f in done), description, len(tasks))
         except BaseException:
@@ -91,9 +94,23 @@ class LocalEngine:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the end, and in a process that is started inside until it is ready."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(threads: int) -> None:
-    import signal
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once, without a traceback each
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ[QUIET] = "1"
     torch.set_num_threads(threads)
 

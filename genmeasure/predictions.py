@@ -18,7 +18,8 @@ class Predictions:
     """Per example, each [examples], float64: on the given labels and, where true labels came along, on those.
 
     margin: f(x)_y - max over the other classes, on raw outputs, of the given label; None for a loss without classes.
-    input_norm: Euclidean norm of an example's floating-point inputs.
+    wrong: 1 where the given label is not the true one. input_norm: Euclidean norm of an example's floating-point
+    inputs.
     """
 
     loss: Tensor
@@ -27,6 +28,7 @@ class Predictions:
     margin: Tensor | None = None
     clean_loss: Tensor | None = None
     clean_error: Tensor | None = None
+    wrong: Tensor | None = None
 
 
 def margins(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -59,6 +61,7 @@ def _predict(subject: Subject, data: Batches) -> Predictions:
         for labels in [batch.targets, *([batch.clean] if noisy else [])] if classes else []:
             columns += [subject.loss(outputs, labels), (outputs.argmax(1) != labels).to(outputs)]
         if classes:
+            columns += [(batch.clean != batch.targets).to(outputs)] if noisy else []
             columns.append(margins(outputs, batch.targets))
         return torch.stack([c.double() for c in columns], 1)
     table = subject.engine.examples(rows, data)
@@ -69,5 +72,5 @@ def _predict(subject: Subject, data: Batches) -> Predictions:
     loss, norm, *rest = table.unbind(1)
     if not classes:
         return Predictions(loss, norm)
-    clean = {"clean_loss": rest[2], "clean_error": rest[3]} if noisy else {}
+    clean = {"clean_loss": rest[2], "clean_error": rest[3], "wrong": rest[4]} if noisy else {}
     return Predictions(loss, norm, error=rest[1], margin=rest[-1], **clean)

@@ -63,7 +63,7 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     before, started = subject.risk.passes, time.perf_counter()
     estimates = member.function(subject, **request.parameters)
     if lost := [k for k, e in estimates.items() if math.isnan(e.value)]:
-        raise InputError(f"{member.name} of {subject.name!r} came out NaN at {lost[0]!r} and {len(lost) - 1} other places; "
+        raise InputError(f"{member.name} of {subject.name!r} is NaN at {lost[0]!r} and {len(lost) - 1} other places; "
                          "check the inputs, or measure with --dtype float64")
     violated = {check.__name__.replace("_", "-"): check(subject) for check in member.assumes}
     seconds, passes = time.perf_counter() - started, subject.risk.passes - before

@@ -100,8 +100,10 @@ class Subject:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes with the weights, the start, the architecture, the data, the batches, the loss and the dtype."""
+        loss = self.loss.function
         parts = [fingerprint(self.state), fingerprint(dict(self.start)), repr(self.model), self.train.fingerprint,
-                 self.test.fingerprint if self.test else "", repr(self.loss.name), str(self.head)]
+                 self.test.fingerprint if self.test else "", str(self.head), self.loss.name, str(self.loss.upper),
+                 f"{loss.__module__}.{loss.__qualname__}"]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -144,7 +146,8 @@ def _check_finite(state: Mapping[str, Tensor], what: str) -> None:
     for name, tensor in state.items():
         bad = (~torch.isfinite(tensor)).sum().item() if tensor.is_floating_point() else 0
         if bad:
-            raise InputError(f"the {what} hold {bad} NaN or infinite numbers in {name!r}; a finite checkpoint is needed")
+            raise InputError(f"the {what} hold {bad} NaN or infinite numbers in {name!r}; "
+                             "a finite checkpoint is needed")
 
 
 def _check_runs(subject: Subject) -> None:

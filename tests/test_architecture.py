@@ -38,7 +38,7 @@ def imports(path: Path) -> set[str]:
 
 def part(module: str) -> str:
     """genmeasure.curvature.trace -> curvature."""
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def of(path: Path) -> str:
@@ -49,13 +49,15 @@ def roots(path: Path) -> set[str]:
     return {module.split(".")[0] for module in imports(path)}
 
 
+def ours(path: Path) -> set[str]:
+    return {part(module) for module in imports(path) if module.split(".")[0] == "genmeasure"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_imports_point_down(path):
     assert of(path) in HEIGHT, "give the module a row"
-    ours = {part(m) for m in imports(path) if m.split(".")[0] == "genmeasure"}
-    upward = {m for m in ours if HEIGHT.get(m, 99) > HEIGHT[of(path)]}
-    if path.name == "registry.py" or of(path) not in ROWS[-1]:
-        assert not upward, f"{path.name} imports {sorted(upward)} from above"
+    upward = {m for m in ours(path) if HEIGHT.get(m, 99) > HEIGHT[of(path)]}
+    assert not upward, f"{path.name} imports {sorted(upward)} from above"
 
 
 def test_the_bottom_row_needs_torch_and_the_standard_library_only():
@@ -67,14 +69,13 @@ def test_what_is_shown_needs_no_torch_and_no_study():
     for path in FILES:
         if of(path) in SHOWING:
             assert "torch" not in roots(path), path.name
-            assert {part(m) for m in imports(path) if m.split(".")[0] == "genmeasure"} <= {*SHOWING, "errors"}, path.name
+            assert ours(path) <= {*SHOWING, "errors"}, path.name
 
 
 def test_measures_know_no_bounds_and_only_the_study_knows_tables():
     for path in FILES:
-        ours = {part(m) for m in imports(path) if m.split(".")[0] == "genmeasure"}
         if of(path) in ("measures", "training", "curvature"):
-            assert "bounds" not in ours, path.name
+            assert "bounds" not in ours(path), path.name
         if of(path) in {*ROWS[4], *ROWS[3], *ROWS[2]}:
             assert "pandas" not in roots(path), path.name
 

@@ -91,9 +91,10 @@ def test_estimates_are_numbers_with_errors_keyed_by_the_index(network, request_)
         assert isinstance(estimate, Estimate)
         assert all(isinstance(v, float) for v in (estimate.value, estimate.stderr)), estimate
         assert isinstance(estimate.n, int)
-        assert math.isfinite(estimate.value) or (member.family == "bound" and estimate.value == math.inf), (key, estimate)
-        assert math.isfinite(estimate.stderr)
-        assert estimate.stderr >= 0
+        may_be_infinite = member.family == "bound" and estimate.value == math.inf
+        assert math.isfinite(estimate.value) or may_be_infinite, (key, estimate)
+        unknown = converging(key) and math.isnan(estimate.stderr)  # read off a drawn curve
+        assert unknown or (math.isfinite(estimate.stderr) and estimate.stderr >= 0)
         assert estimate.n >= 1
 
 
@@ -229,7 +230,7 @@ def test_a_certificate_is_among_the_bounds():
                                       and r.parameters.get("variant") != "table"], ids=label)
 def test_an_unbounded_loss_is_refused_with_the_remedy(request_):
     ranged = quick(request_, loss_upper="range")
-    with pytest.raises(InputError, match="with --loss clamped-cross-entropy, or take loss_upper=max-sample as a plug-in$"):
+    with pytest.raises(InputError, match="--loss clamped-cross-entropy, or take loss_upper=max-sample as a plug-in$"):
         run(shared("smooth"), ranged)
     found = terms(run(fresh("smooth", loss="clamped-cross-entropy"), ranged))
     assert found["loss-bound"] == 1.0

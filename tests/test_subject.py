@@ -16,7 +16,6 @@ from genmeasure.checkpoints.match import fingerprint
 from genmeasure.checkpoints.write import write
 from genmeasure.errors import InputError
 from genmeasure.losses import Loss, zero_one
-from genmeasure.study import Request
 from genmeasure.subject import Subject, SubjectFiles
 
 
@@ -222,9 +221,10 @@ def files(tmp_path, **more) -> SubjectFiles:
     np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=tx, y_test=ty)
     write(tmp_path / "start.safetensors", start.state_dict())
     write(tmp_path / "end.safetensors", end.state_dict())
-    return SubjectFiles(**{"name": "one", "model": f"{small.FILE}:residual", "start": str(tmp_path / "start.safetensors"),
-                           "end": str(tmp_path / "end.safetensors"), "train": f"{tmp_path / 'data.npz'}#train",
-                           "test": f"{tmp_path / 'data.npz'}#test", "device": "cpu", "batch_size": 16,
+    data = tmp_path / "data.npz"
+    return SubjectFiles(**{"name": "one", "model": f"{small.FILE}:residual", "device": "cpu", "batch_size": 16,
+                           "start": str(tmp_path / "start.safetensors"), "end": str(tmp_path / "end.safetensors"),
+                           "train": f"{data}#train", "test": f"{data}#test",
                            "labels": (("method", "plain"), ("noise", 0.2)), **more})
 
 
@@ -251,10 +251,3 @@ def test_files_load_to_the_same_subject(tmp_path):
 def test_bad_files_say_what_to_do(tmp_path, given, end_of_sentence):
     with pytest.raises(InputError, match=end_of_sentence):
         files(tmp_path, **given).load()
-
-
-def test_a_request_for_another_subject_is_another_reading(tmp_path):
-    request = Request("distance")
-    assert request.member.name == "distance"
-    with pytest.raises(InputError, match="did you mean 'distance'\\?$"):
-        Request("distanse")

@@ -73,6 +73,11 @@ def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 
         raise InputError(f"the loss {subject.loss.name!r} has no classes; margins need a classification loss")
     weights = [subject.weight(x, fold=True) for x in subject.layers]
     n, d = subject.train.size, len(weights)
+    dead = next((x.name for x, w in zip(subject.layers, weights, strict=True) if not w.any()), None)
+    if dead is not None:
+        raise InputError(f"all weights of the layer {dead!r} are zero; this bound divides by every layer's norm")
+    if n < 2:
+        raise InputError(f"{n} training example came; this bound needs at least two")
     if variant == "theorem":
         norms = [operator_norm(x, w) for x, w in zip(subject.layers, weights, strict=True)]
         positions = [math.prod(x.output_shape[1:]) if x.convolution else 1 for x in subject.layers]

@@ -10,8 +10,9 @@ from genmeasure.predictions import predictions
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
 
-UNITS = {f"{quantity}-{where}": unit for quantity, unit in (("loss", "loss"), ("error", "fraction"))
-         for where in ("train", "test", "gap", "train-clean", "gap-clean")}
+UNITS = {"label-noise": "fraction", **{
+    f"{quantity}-{where}": unit for quantity, unit in (("loss", "loss"), ("error", "fraction"))
+    for where in ("train", "test", "gap", "train-clean", "gap-clean")}}
 
 
 @measure("gap", index=("term",), unit=UNITS, source="measures.md 5")
@@ -19,8 +20,8 @@ def gap(subject: Subject) -> dict[str, Estimate]:
     """Test minus training loss and 0-1 error, in evaluation mode on clean inputs.
 
     Training values are exact over the training set. Test values estimate the population: their standard error is that
-    of a mean over the test examples, and the gap's is the same. Where the training labels are noisy, `-clean` terms
-    take the true training labels.
+    of a mean over the test examples, and the gap's is the same. Where true training labels came along, `-clean` terms
+    take those, and `label-noise` is the fraction of given labels that differ from them.
     """
     if subject.test is None:
         raise InputError(f"the subject {subject.name!r} has no test data; the gap needs them, pass --test")
@@ -38,4 +39,6 @@ def gap(subject: Subject) -> dict[str, Estimate]:
         for suffix, values in (("", getattr(train, quantity)), ("-clean", getattr(train, f"clean_{quantity}"))):
             if values is not None:
                 add(quantity, values, getattr(test, quantity), suffix)
+    if train.wrong is not None:
+        result["label-noise"] = Estimate(train.wrong.mean().item(), 0.0, len(train.wrong))
     return result

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from genmeasure.estimate import Estimate, propagate
 from genmeasure.measures import hessian_trace
-from genmeasure.measures.noise_stability import MAX_PASSES, RTOL, SIGMAS, curve
+from genmeasure.measures.noise_stability import MAX_PASSES, RTOL, SIGMAS, curve, grid
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
 
@@ -40,9 +42,10 @@ def hessian_approximation(subject: Subject, *, sigmas: tuple[float, ...] = SIGMA
 
     `paper` is the published variant sigma^2 times the trace, without the 1/2. `relative-difference` is
     (stability - taylor) / stability, `relative-rss` sums squares over all sigmas; both carry the errors of curve and
-    trace. `valid-from` and `valid-to` span the longest run of sigmas where the two differ by less than 10 %; they are
-    missing where there is none.
+    trace. `valid-from` and `valid-to` (points of the grid, of unknown error) span the longest run of sigmas where the
+    two differ by less than 10 %; they are missing where there is none.
     """
+    sigmas = grid(sigmas)
     found = hessian_trace.traces(subject, route="auto", rtol=trace_rtol, layer_rtol=hessian_trace.LAYER_RTOL, atol=0.0,
                                  max_passes=trace_max_passes, seed=seed)
     drawn = curve(subject, sigmas=sigmas, one_sided=False, rtol=rtol, atol=0.0, max_passes=max_passes, seed=seed)
@@ -66,5 +69,6 @@ def hessian_approximation(subject: Subject, *, sigmas: tuple[float, ...] = SIGMA
                                                 covariance, drawn.passes)
     valid = valid_range(sigmas, differences)
     if valid is not None:
-        result["total", None, "valid-from"], result["total", None, "valid-to"] = map(Estimate, valid)
+        result["total", None, "valid-from"], result["total", None, "valid-to"] = (
+            Estimate(sigma, math.nan, drawn.passes) for sigma in valid)
     return result

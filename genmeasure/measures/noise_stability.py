@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from genmeasure.curvature.noise import noise_curve
 from genmeasure.errors import InputError
 from genmeasure.estimate import Estimate, StratifiedMean
@@ -15,12 +17,18 @@ SIGMAS = (0.0005, 0.0008, 0.00125, 0.002, 0.0032, 0.005, 0.008, 0.0125, 0.02, 0.
 RTOL, MAX_PASSES = 0.05, 20
 
 
+def grid(sigmas: float | Sequence[float]) -> tuple[float, ...]:
+    """One or several standard deviations as a tuple; `InputError` unless all are positive."""
+    found = (sigmas,) if isinstance(sigmas, (int, float)) else tuple(sigmas)
+    if not found or min(found) <= 0:
+        raise InputError(f"the sigmas {found} came; standard deviations must be positive")
+    return found
+
+
 def curve(subject: Subject, *, sigmas: tuple[float, ...], one_sided: bool, rtol: float, atol: float, max_passes: int,
           seed: int) -> StratifiedMean:
     """The drawn curve over `sigmas` with its covariance, computed once per subject and setting."""
-    if not sigmas or min(sigmas) <= 0:
-        raise InputError(f"the sigmas {sigmas} came; standard deviations must be positive")
-    setting = {"sigmas": tuple(sigmas), "one_sided": one_sided, "rtol": rtol, "atol": atol, "max_passes": max_passes,
+    setting = {"sigmas": sigmas, "one_sided": one_sided, "rtol": rtol, "atol": atol, "max_passes": max_passes,
                "seed": seed}
     return subject.remember(f"noise {setting}", lambda: noise_curve(subject.risk, **setting))
 
@@ -36,6 +44,7 @@ def noise_stability(subject: Subject, *, sigmas: tuple[float, ...] = SIGMAS, one
     draws +U only, as the papers do. `perturbed-loss` is E L(W + U). Stops when every sigma has a relative standard
     error of `rtol`, an absolute one of `atol`, or after `max_passes`.
     """
+    sigmas = grid(sigmas)
     drawn = curve(subject, sigmas=sigmas, one_sided=one_sided, rtol=rtol, atol=atol, max_passes=max_passes, seed=seed)
     loss = predictions(subject).loss.mean().item()
     result: dict[tuple[str, float, str], Estimate] = {}

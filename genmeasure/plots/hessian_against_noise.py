@@ -10,9 +10,8 @@ from matplotlib.ticker import NullFormatter
 
 from genmeasure.errors import InputError
 from genmeasure.plots.style import COLOURS, WIDTH, figure, panel_label, styled
-from genmeasure.tables import PLATEAU, hessian_validity, noise_stability_vs_hessian
+from genmeasure.tables import PLATEAU, Z, hessian_validity, noise_stability_vs_hessian
 
-Z = 1.96
 MEASURED, LATE = "measured", f"loss > {PLATEAU} log k"
 PARABOLA, PUBLISHED, APART = "½ σ² tr H", "σ² tr H (published)", "< 10 % apart"
 ORDER = (MEASURED, LATE, PARABOLA, PUBLISHED, APART)

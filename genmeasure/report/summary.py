@@ -9,6 +9,7 @@ import pandas as pd
 
 from genmeasure.report.numbers import interval, number
 from genmeasure.report.readings import groups, select, subjects, usual_grouping
+from genmeasure.tables import agreement
 
 GAP = "loss-gap"
 RANKED = ("ju2022", "total")
@@ -23,7 +24,8 @@ def failures(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 def sentences(frame: pd.DataFrame, correlations: pd.DataFrame | None) -> list[str]:
     """The summary of a tidy frame; a sentence whose readings are missing is left out."""
-    found = [_study(frame), *_gap(frame), *_predictive(frame, correlations), *_parabola(frame), *_bounds(frame)]
+    found = [_study(frame), *_gap(frame), _fit(frame), *_predictive(frame, correlations), *_parabola(frame),
+             *_bounds(frame)]
     return [sentence for sentence in found if sentence]
 
 
@@ -56,6 +58,17 @@ def _gap(frame: pd.DataFrame) -> list[str]:
     return [f"{text}{': ' + _listed(parts) if parts else ''}."]
 
 
+def _fit(frame: pd.DataFrame) -> str:
+    error, wrong = (select(frame, "gap", term=t).set_index("subject")["value"] for t in ("error-train", "label-noise"))
+    wrong = wrong.reindex(error.index)
+    if wrong.isna().all():
+        return ""
+    good = int((error <= wrong + 1e-12).sum())
+    return (f"{good} of {len(error)} checkpoints fit the given training labels at least as well as a model that knows "
+            f"every true label would (largest training error {number(error.max())}, where a share of "
+            f"{number(wrong[error.idxmax()])} of the labels is wrong).")
+
+
 def _predictive(frame: pd.DataFrame, correlations: pd.DataFrame | None) -> list[str]:
     if correlations is None or correlations.empty:
         few = len(subjects(frame))
@@ -67,14 +80,13 @@ def _predictive(frame: pd.DataFrame, correlations: pd.DataFrame | None) -> list[
         name = RANKED[0] + (f" ({row['variant']})" if row["variant"] else "")
         pearson, kendall = (interval(*(float(row[f"{c}{e}"]) for e in ("", "-low", "-high")))
                             for c in ("pearson", "kendall"))
-        n = int(row["n"])
-        chance = 1.96 * math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
-        verdict = ("more than chance would give" if row["kendall"] > chance else
-                   "an association in the opposite direction" if row["kendall"] < -chance else
-                   "not distinguishable from chance")
-        found.append(f"Over {n} checkpoints {name} correlates with the {row['gap']}: Pearson r = {pearson}, Kendall "
-                     f"tau-b = {kendall} (95 % bootstrap intervals over checkpoints). Without any association |tau| "
-                     f"stays below {chance:.2f} in 95 % of studies of this size, so this is {verdict}.")
+        verdict = ("larger values go with larger gaps" if row["kendall-low"] > 0 else
+                   "larger values go with smaller gaps" if row["kendall-high"] < 0 else
+                   "no ranking can be told from chance")
+        over = "" if row["clusters"] == row["n"] else f" in {int(row['clusters'])} clusters"
+        found.append(f"Over {int(row['n'])} checkpoints {name} correlates with the {row['gap']}: "
+                     f"Pearson r = {pearson}, Kendall tau-b = {kendall} (95 % bootstrap intervals over "
+                     f"checkpoints{over}): {verdict}.")
     return found
 
 
@@ -87,14 +99,27 @@ def _parabola(frame: pd.DataFrame) -> list[str]:
     none = len(names) - len(ends)
     text = "The parabola σ²/2 · tr H is within 10 % of the measured noise stability "
     if ends.empty:
-        return [f"{text}at no sigma of the grid."]
+        return [f"{text}at no sigma of the grid.", _agreement(rows)]
     grid = np.sort(rows["sigma"].dropna().unique())
     end = grid[grid <= ends.median() * (1 + 1e-9)]
     later = grid[grid > ends.median() * (1 + 1e-9)]
     several = " (median over checkpoints)" if len(ends) > 1 else ""
     text += f"up to σ = {end[-1] if len(end) else ends.median():g}{several} "
     text += f"and leaves it from σ = {later[0]:g} on" if len(later) else "and holds to the end of the grid"
-    return [text + (f"; {none} of {len(names)} checkpoints have no such range." if none else ".")]
+    return [text + (f"; {none} of {len(names)} checkpoints have no such range." if none else "."), _agreement(rows)]
+
+
+def _agreement(rows: pd.DataFrame) -> str:
+    at = rows[rows["term"] == "relative-difference"].groupby("sigma")[["value", "stderr"]]
+    shares = {sigma: agreement(part) for sigma, part in at}
+    if not shares:
+        return ""
+    smallest = min(shares)
+    lost = next((sigma for sigma, share in sorted(shares.items()) if share < 0.5), None)
+    later = (f"fewer than half of them from σ = {lost:g} on" if lost else
+             "at least half of them at every larger σ")
+    return (f"Curve and parabola agree within their 95 % intervals for {100 * shares[smallest]:.0f} % of the "
+            f"checkpoints at σ = {smallest:g}, and for {later}.")
 
 
 def _bounds(frame: pd.DataFrame) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from genmeasure import registry
+from genmeasure.registry import algorithm as algorithms
 from genmeasure.training.context import Context
 from genmeasure.training.losses.cross_entropy import CrossEntropy
 from genmeasure.training.pieces import Constraint, Penalty, Probe, Recipe, Selection, TrainLoss
@@ -39,5 +39,5 @@ def get_algorithm(algorithm: str | Algorithm, **parameters: Any) -> Algorithm:
     """
     if isinstance(algorithm, Algorithm):
         return algorithm
-    member = registry.algorithm[algorithm]
+    member = algorithms[algorithm]
     return member.function(**member.parameters(parameters))

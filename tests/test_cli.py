@@ -1,0 +1,459 @@
+"""The command line: run folders, one-line errors that leave nothing behind, exit status, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import small
+import torch
+
+import genmeasure as gm
+from genmeasure import study
+from genmeasure.checkpoints.read import read
+from genmeasure.checkpoints.write import write
+from genmeasure.cli import main, named, parser
+from genmeasure.errors import InputError
+
+MODEL = f"{small.FILE}:residual"
+QUICK = ("--measure", "distance", "--measure", "noise-stability:sigmas=0.01,0.02,max_passes=2")
+PATIENCE = 120
+"""Seconds after which a process counts as stuck."""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints in two formats and data on disk, and nothing else."""
+    start, end = small.pair("residual")
+    state = start.state_dict()
+    write(tmp_path / "start.safetensors", state)
+    write(tmp_path / "end.safetensors", end.state_dict())
+    wrapped = {f"module.{k}": v for k, v in end.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "end.pth")
+    (x, y), (tx, ty) = small.images(), small.images(seed=1)
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=tx, y_test=ty)
+    np.savez(tmp_path / "wrong-labels.npz", x=x, y=y + 1)
+    np.savez(tmp_path / "empty.npz", x=x[:0], y=y[:0])
+    np.savez(tmp_path / "colour.npz", x=x.repeat(1, 3, 1, 1), y=y)
+    return tmp_path
+
+
+def audit_arguments(folder: Path, *more: str, **given: str) -> list[str]:
+    options = {"start": folder / "start.safetensors", "end": folder / "end.safetensors", "model": MODEL,
+               "train": f"{folder / 'data.npz'}#train", "test": f"{folder / 'data.npz'}#test", "out": folder / "out",
+               "device": "cpu", "batch-size": "16", **given}
+    return ["audit", *(text for k, v in options.items() if v is not None for text in (f"--{k}", str(v))), *more]
+
+
+def process(*arguments: str, **more) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "genmeasure", *arguments], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, **more)
+
+
+def numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[["measure", "layer", "sigma", "term", "value", "stderr", "n"]].reset_index(drop=True)
+
+
+def written(out: Path) -> pd.DataFrame:
+    frame = pd.read_csv(out / "readings.csv", keep_default_na=False, dtype=object)
+    for column in ("sigma", "value", "stderr", "n"):
+        frame[column] = [float(v or "nan") for v in frame[column]]
+    return frame
+
+
+@pytest.mark.parametrize("end", ["end.safetensors", "end.pth"])
+def test_an_audit_leaves_the_run_folder_of_the_contract(folder, end, capsys):
+    assert main(audit_arguments(folder, *QUICK, "--measure", "gap", end=folder / end)) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "0 failed" in said.out
+    assert f"report: {folder / 'out' / 'report.html'}" in said.out
+    assert {p.name for p in (folder / "out").iterdir()} == {"readings.csv", "provenance.json", "tables", "plots",
+                                                            "report.html", "parts"}
+    assert any((folder / "out" / "tables").glob("*.csv"))
+    assert any((folder / "out" / "plots").iterdir())
+    found = written(folder / "out")
+    assert tuple(found.columns) == study.COLUMNS
+    assert set(found["subject"]) == {"end"}
+    assert set(found["study"]) == {"audit"}
+    subject = gm.subject(small.pair("residual")[1], small.pair("residual")[0], small.batches(), small.batches(seed=1),
+                         device="cpu")
+    ours = pd.concat([gm.measure(subject, "distance"), gm.measure(subject, "noise-stability", sigmas=(0.01, 0.02),
+                                                                  max_passes=2), gm.measure(subject, "gap")])
+    pd.testing.assert_frame_equal(numbers(found), numbers(ours), check_dtype=False, check_exact=True)
+    facts = json.loads((folder / "out" / "provenance.json").read_text())
+    assert facts["command"] == "audit"
+    assert facts["arguments"]["end"] == str(folder / end)
+    assert facts["subjects"]["end"]["outputs"] == 3
+
+
+def test_without_measures_everything_that_applies_is_read(folder):
+    assert main(audit_arguments(folder, test=None, name="mine")) == 0
+    found = written(folder / "out")
+    assert set(found["subject"]) == {"mine"}
+    assert set(found["measure"]) == {r.name for r in study.everything()} - {"gap"}
+    assert (found["error"] == "").all()
+
+
+def test_a_seed_goes_to_every_member_that_draws(folder):
+    main(audit_arguments(folder, *QUICK))
+    main(audit_arguments(folder, *QUICK, "--seed", "7", out=folder / "out7"))
+    zero, seven = written(folder / "out"), written(folder / "out7")
+    assert {json.loads(p).get("seed") for p in seven["params"]} == {None, 7}
+    drawn = (zero["stderr"] > 0).to_numpy()
+    assert drawn.any()
+    assert (zero["value"] != seven["value"])[drawn].all()
+    pd.testing.assert_frame_equal(numbers(zero[~drawn]), numbers(seven[~drawn]))
+
+
+def test_in_a_process_of_its_own(folder):
+    ran = process(*audit_arguments(folder, *QUICK))
+    out, err = ran.communicate(timeout=PATIENCE)
+    assert (ran.returncode, err) == (0, "")
+    assert out.splitlines()[-1] == f"report: {folder / 'out' / 'report.html'}"
+    ran = process(*audit_arguments(folder, "--measure", "hesian-trace", out=folder / "other"))
+    out, err = ran.communicate(timeout=PATIENCE)
+    assert (ran.returncode, out) == (2, "")
+    assert err == "genmeasure: unknown measure or bound 'hesian-trace'; did you mean 'hessian-trace'?\n"
+    assert not (folder / "other").exists()
+
+
+class Bomb:
+    """A pickle that makes a folder when it is opened."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def truncated(folder: Path, name: str) -> Path:
+    whole = (folder / name).read_bytes()
+    (folder / f"cut-{name}").write_bytes(whole[:len(whole) // 2])
+    return folder / f"cut-{name}"
+
+
+def altered(folder: Path, change) -> Path:
+    state = dict(read(folder / "end.safetensors").tensors)
+    change(state)
+    torch.save(state, folder / "altered.pth")
+    return folder / "altered.pth"
+
+
+def set_nan(state: dict) -> None:
+    state["block.weight"].view(-1)[3] = float("nan")
+
+
+def bomb(folder: Path) -> Path:
+    (folder / "bomb.pth").write_bytes(pickle.dumps({"weights": Bomb(folder / "ran")}, protocol=2))
+    torch.save({"weights": Bomb(folder / "ran")}, folder / "bomb.pt")
+    return folder / "bomb.pth"
+
+
+BAD = {
+    "missing file": (lambda f: {"end": f / "nowhere.pth"}, "give the path of an existing file"),
+    "missing start": (lambda f: {"start": f / "nowhere.pth"}, "give the path of an existing file"),
+    "truncated safetensors": (lambda f: {"end": truncated(f, "end.safetensors")}, "copy or download it again"),
+    "truncated pth": (lambda f: {"start": truncated(f, "end.pth")}, "copy or download it again"),
+    "empty checkpoint": (lambda f: {"end": f / ((f / "none.pth").write_bytes(b"") or "none.pth")},
+                         "copy or download it again"),
+    "code": (lambda f: {"end": bomb(f)}, "or a .safetensors file, and read that"),
+    "code in a zip": (lambda f: {"end": bomb(f).with_suffix(".pt")}, "or a .safetensors file, and read that"),
+    "wrong shape": (lambda f: {"model": MODEL + "?classes=5"},
+                    "or name 'head' as the head where only the head differs"),
+    "key that does not match": (lambda f: {"end": altered(f, lambda s: s.update(blok=s.pop("block.bias")))},
+                                "that the checkpoint was saved from"),
+    "nan weights": (lambda f: {"end": altered(f, set_nan)}, "use a checkpoint from before it diverged"),
+    "labels outside the classes": (lambda f: {"train": f / "wrong-labels.npz"}, "labels must be 0..2"),
+    "empty data": (lambda f: {"train": f / "empty.npz"}, "at least one example is needed"),
+    "inputs of another shape": (lambda f: {"train": f / "colour.npz"},
+                                "give inputs of the shape and type that it was trained on"),
+    "unknown split": (lambda f: {"train": f"{f / 'data.npz'}#trian"}, "choose one of #test, #train"),
+    "unknown data": (lambda f: {"train": "digits-5-8"}, "did you mean 'digits-5-9'?"),
+    "unknown builder": (lambda f: {"model": f"{small.FILE}:residul"}, "did you mean 'residual'?"),
+    "unknown builder module": (lambda f: {"model": "no_such_package:net"},
+                               "install it, or name a file as in path/to/file.py:function"),
+    "unknown builder form": (lambda f: {"model": "resnet18"}, "with ?key=value&key=value for arguments"),
+    "unknown loss": (lambda f: {"loss": "cross-entropie"}, "did you mean 'cross-entropy'?"),
+    "bad device": (lambda f: {"device": "cuda:99"}, "choose one of auto, cpu, cuda, cuda:1, mps"),
+    "no device": (lambda f: {"device": "gpu"}, "choose one of auto, cpu, cuda, cuda:1, mps"),
+    "bad dtype": (lambda f: {"dtype": "float8"}, "choose one of float32, float64"),
+    "bad batch size": (lambda f: {"batch-size": "0"}, "give at least 1"),
+    "unknown head": (lambda f: {"head": "haed"}, "did you mean 'head'?"),
+    "unknown measure": (lambda f: {"measure": "hesian-trace"}, "did you mean 'hessian-trace'?"),
+    "unknown parameter": (lambda f: {"measure": "hessian-trace:rtoll=1"}, "did you mean 'rtol'?"),
+    "parameter without value": (lambda f: {"measure": "hessian-trace:rtol"}, "write it as key=value"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_exit_2_and_no_output(folder, capsys, case):
+    given, end_of_sentence = BAD[case]
+    options = given(folder)
+    before = {p.name for p in folder.iterdir()}
+    arguments = audit_arguments(folder, *(() if "measure" in options else ("--measure", "distance")), **options)
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("genmeasure: ")
+    assert said.err.endswith(f"{end_of_sentence}\n")
+    assert said.err.count("\n") == 1
+    assert {p.name for p in folder.iterdir()} == before
+    assert not (folder / "ran").exists()
+
+
+def test_the_bomb_works_where_code_is_allowed(folder):
+    pickle.loads(bomb(folder).read_bytes())
+    assert (folder / "ran").is_dir()
+
+
+def test_failed_readings_are_listed_and_exit_1(folder, capsys):
+    assert main(audit_arguments(folder, "--measure", "gap", "--measure", "distance", test=None)) == 1
+    said = capsys.readouterr()
+    assert said.err == ("failed: end: gap: the subject 'end' has no test data; the gap needs them, pass --test\n")
+    assert "1 failed" in said.out
+    assert "1 reading" in (folder / "out" / "report.html").read_text()
+    assert main(audit_arguments(folder, "--measure", "gap", test=None, out=folder / "only")) == 1
+    assert (folder / "only" / "report.html").is_file()
+    assert main(audit_arguments(folder, "--measure", "gap", "--measure", "distance")) == 0
+
+
+@pytest.mark.parametrize("command", ["demo", "audit", "train", "run", "report", "list", "data"])
+def test_help_for_every_command(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: genmeasure {command} ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["audit"], ["list", "measures"], ["data", "delete"],
+                                       ["audit", "--nonsense"]])
+def test_wrong_usage_exits_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: genmeasure")
+
+
+def test_the_help_lists_every_command():
+    text = parser().format_help()
+    assert all(f"\n    {c} " in text for c in ("demo", "audit", "train", "run", "report", "list", "data"))
+
+
+def test_parameters_are_literals_and_commas_make_tuples():
+    assert named("gap") == ("gap", {})
+    assert named("noise-stability:sigmas=0.01,0.02,one_sided=True,rtol=1e-3") == (
+        "noise-stability", {"sigmas": (0.01, 0.02), "one_sided": True, "rtol": 1e-3})
+    assert named("li2021:variant=theorem,loss_upper=range") == ("li2021", {"variant": "theorem", "loss_upper": "range"})
+    with pytest.raises(InputError, match="write it as key=value$"):
+        named("gap:quick")
+
+
+def test_list_names_every_member(capsys):
+    assert main(["list"]) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert rows == gm.list()[["family", "name"]].to_numpy().tolist()
+    assert main(["list", "bound", "--verbose"]) == 0
+    said = capsys.readouterr().out
+    assert "theorem: certificate" in said
+    assert "parameters variant='theorem' delta=0.05" in said
+    assert "hessian-top" not in said
+
+
+def test_data_list_path_and_verify(tmp_path, monkeypatch, capsys):
+    import hashlib
+
+    from genmeasure.data import manifest
+    monkeypatch.setenv(manifest.FOLDER, str(tmp_path))
+    monkeypatch.setattr(manifest, "folders", lambda: [tmp_path])
+    assert main(["data", "list"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == manifest.entries()["name"].tolist()
+    name = "cifar10_test2k"
+    row = manifest.entry(name)
+    assert main(["data", "path", name]) == 2
+    assert f"set {manifest.FOLDER} to the folder that holds it" in capsys.readouterr().err
+    file = tmp_path / row["files"]
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"not it")
+    assert main(["data", "path", name]) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    assert main(["data", "verify", name]) == 2
+    assert capsys.readouterr().err.endswith("get it again\n")
+    entry = {**row, "bytes": "6", "sha256": hashlib.sha256(b"not it").hexdigest()}
+    monkeypatch.setattr(manifest, "entry", lambda name: entry)
+    assert main(["data", "verify", name]) == 0
+    monkeypatch.undo()
+    capsys.readouterr()
+    for arguments, end_of_sentence in ((["path"], "as listed by `genmeasure data list`"),
+                                       (["path", "cifar10_test2"], "did you mean 'cifar10_test2k'?")):
+        assert main(["data", *arguments]) == 2
+        assert capsys.readouterr().err.endswith(f"{end_of_sentence}\n")
+
+
+def test_report_needs_readings_and_writes_them_up_again(folder, capsys):
+    assert main(["report", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.endswith("or make one with `genmeasure audit`, `run` or `demo`\n")
+    main(audit_arguments(folder, *QUICK))
+    out = folder / "out"
+    first = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 0
+    assert capsys.readouterr().out == f"report: {out / 'report.html'}\n"
+    assert len((out / "report.html").read_text()) == pytest.approx(len(first), rel=0.01)
+
+
+def train_arguments(folder: Path, *more: str, **given: str) -> list[str]:
+    options = {"start": folder / "start.safetensors", "model": MODEL, "train": f"{folder / 'data.npz'}#train",
+               "validation": f"{folder / 'data.npz'}#test", "out": folder / "trained" / "new.safetensors",
+               "epochs": "2", "device": "cpu", **given}
+    return ["train", *(text for k, v in options.items() for text in (f"--{k}", str(v))), *more]
+
+
+def test_train_then_audit(folder, capsys):
+    arguments = train_arguments(folder, algorithm="layer-ball:radius=0.5")
+    assert main(arguments) == 0
+    trained = folder / "trained" / "new.safetensors"
+    assert capsys.readouterr().out.startswith(f"wrote {trained} after 2 epochs in ")
+    found = read(trained)
+    assert found.metadata["algorithm"] == "layer-ball:radius=0.5"
+    assert json.loads(found.metadata["settings"])["epochs"] == 2
+    assert len(json.loads(found.metadata["history"])) == 2
+    assert main(audit_arguments(folder, "--measure", "distance", "--measure", "gap", end=trained)) == 0
+    rows = written(folder / "out").set_index(["layer", "term"])["value"]
+    assert 0 < rows["total", "frobenius"] < 1
+    again = folder / "again.safetensors"
+    assert main([*arguments, "--out", str(again)]) == 0
+    assert all(torch.equal(v, found.tensors[k]) for k, v in read(again).tensors.items())
+
+
+@pytest.mark.parametrize(("given", "end_of_sentence"), [
+    ({"out": "model.pth"}, "give a file that ends in .safetensors"),
+    ({"algorithm": "plian"}, "did you mean 'plain'?"),
+    ({"algorithm": "sam:rhoo=1"}, "did you mean 'rho'?"),
+    ({"optimizer": "adma"}, "did you mean 'adam'?"),
+    ({"epochs": "0"}, "it must be at least 1"),
+    ({"learning-rate": "1e9"}, "use a smaller learning rate"),
+    ({"train": "nowhere.npz"}, "give the path of an existing .npz"),
+])
+def test_bad_training_is_one_line_exit_2_and_no_output(folder, capsys, monkeypatch, given, end_of_sentence):
+    monkeypatch.chdir(folder)
+    before = {p.name for p in folder.iterdir()}
+    arguments = train_arguments(folder, **given)
+    if given.get("learning-rate"):
+        arguments += ["--optimizer", "sgd", "--epochs", "20"]
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.endswith(f"{end_of_sentence}\n")
+    assert said.err.count("\n") == 1
+    assert {p.name for p in folder.iterdir()} == before
+
+
+STUDY = '''
+from pathlib import Path
+from genmeasure.study import Request
+from genmeasure.subject import SubjectFiles
+HERE = Path(__file__).parent
+BY = "method"
+
+def SUBJECTS():
+    data = str(HERE / "data.npz")
+    return [SubjectFiles(f"s{{i}}", "{model}", str(HERE / "start.safetensors"), str(HERE / "end.safetensors"),
+                         f"{{data}}#train", f"{{data}}#test", device="cpu", batch_size=16 + i,
+                         labels=(("method", f"m{{i % 2}}"),)) for i in range({count})]
+
+REQUESTS = {requests}
+'''
+
+
+def write_study(folder: Path, count: int, requests: str) -> Path:
+    (folder / "mine.py").write_text(STUDY.format(model=MODEL, count=count, requests=requests))
+    return folder / "mine.py"
+
+
+def test_a_study_file_run_twice(folder, capsys):
+    path = write_study(folder, 4, '(Request("gap"), Request("distance"), Request("hessian-trace"))')
+    command = ["run", str(path), "--out", str(folder / "out"), "--workers", "1"]
+    assert main(command) == 0
+    out = folder / "out"
+    parts = {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}
+    first = written(out)
+    assert set(first["study"]) == {"mine"}
+    assert first["subject"].unique().tolist() == ["s0", "s1", "s2", "s3"]
+    assert (out / "correlations.csv").is_file()
+    assert (out / "report.html").is_file()
+    assert main(command) == 0
+    assert {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()} == parts
+    pd.testing.assert_frame_equal(written(out), first)
+    assert json.loads((out / "provenance.json").read_text())["by"] == "method"
+
+
+@pytest.mark.parametrize(("text", "end_of_sentence"), [
+    (None, "give the path of a Python file"),
+    ("SUBJECTS = list", "does not define REQUESTS; a study defines SUBJECTS() and REQUESTS"),
+    ("SUBJECTS, REQUESTS = list, ()", "a study needs at least one of each"),
+    ("from genmeasure.study import Request\nSUBJECTS, REQUESTS = list, (Request('gapp'),)", "did you mean 'gap'?"),
+    ("import", "correct the study file"),
+    ("1 / 0", "correct the study file"),
+])
+def test_a_bad_study_is_one_line_exit_2_and_no_output(tmp_path, capsys, text, end_of_sentence):
+    if text is not None:
+        (tmp_path / "bad.py").write_text(text)
+    assert main(["run", str(tmp_path / "bad.py"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f"{end_of_sentence}\n")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def wait_for(condition, ran: subprocess.Popen) -> None:
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert ran.poll() is None, ran.communicate()
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("everyone", [True, False], ids=["as from a terminal", "the main process only"])
+def test_interrupted_it_keeps_what_is_complete_and_goes_on(folder, everyone):
+    """A terminal sends Ctrl-C to every process of the group."""
+    endless = 'Request("noise-stability", {"rtol": 0.0, "max_passes": 10**9})'
+    path = write_study(folder, 2, f'(Request("distance"), Request("norm"), {endless})')
+    out = folder / "out"
+    command = ["run", str(path), "--out", str(out), "--workers", "2"]
+    ran = process(*command, start_new_session=True)
+    try:
+        wait_for(lambda: list((out / "parts").glob("*.csv")), ran)
+        (os.killpg if everyone else os.kill)(ran.pid, signal.SIGINT)
+        said, err = ran.communicate(timeout=PATIENCE)
+    finally:
+        if ran.poll() is None:
+            os.killpg(ran.pid, signal.SIGKILL)
+            ran.communicate()
+    assert ran.returncode == 130, err
+    assert err == "interrupted; what is complete is kept, and the same command goes on from there\n"
+    assert said == ""
+    assert not (out / "readings.csv").exists()
+    kept = {p.name: p.stat().st_mtime_ns for p in (out / "parts").glob("*.csv")}
+    assert kept
+    for name in kept:
+        assert tuple(pd.read_csv(out / "parts" / name).columns[:len(study.COLUMNS)]) == study.COLUMNS
+    write_study(folder, 2, '(Request("distance"), Request("norm"))')
+    assert main([*command[:-1], "1"]) == 0
+    assert set(written(out)["measure"]) == {"distance", "norm"}
+    now = {p.name: p.stat().st_mtime_ns for p in (out / "parts").glob("*.csv")}
+    assert len(now) == 4
+    assert now.items() >= kept.items()
