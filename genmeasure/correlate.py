@@ -49,10 +49,7 @@ def correlate(readings: pd.DataFrame, *, gap: str = "loss-gap", cluster: str | S
     Raises `InputError` for readings without that gap or an unknown label.
     """
     frame = tidy(readings)
-    cluster = [cluster] if isinstance(cluster, str) else list(cluster or [])
-    check_labels(frame, cluster)
-    labels = subjects(frame)
-    membership = labels.groupby(cluster).ngroup() if cluster else pd.Series(range(len(labels)), index=labels.index)
+    membership = clusters(frame, cluster)
     gaps = _gaps(frame, gap)
     table, kinds = _quantities(frame, gap)
     wanted = groups(frame, None) | (groups(frame, by) if by else {})
@@ -67,6 +64,14 @@ def correlate(readings: pd.DataFrame, *, gap: str = "loss-gap", cluster: str | S
                              **found})
     result = pd.DataFrame(rows, columns=list(COLUMNS))
     return result.assign(sigma=result["sigma"].replace("", np.nan).astype(float))
+
+
+def clusters(frame: pd.DataFrame, cluster: str | Sequence[str] | None) -> pd.Series:
+    """subject -> number of its cluster: those that agree in all label columns `cluster`, or each its own."""
+    cluster = [cluster] if isinstance(cluster, str) else list(cluster or [])
+    check_labels(frame, cluster)
+    labels = subjects(frame)
+    return labels.groupby(cluster).ngroup() if cluster else pd.Series(range(len(labels)), index=labels.index)
 
 
 def relate(values: np.ndarray, gaps: np.ndarray, resample: Resample) -> dict | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError, unknown
@@ -24,8 +26,9 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class Layer:
     """A weight tensor that maps linearly from its layer's input to its output.
 
-    name: the module's path. parameter: the weight's path in the state dict. input_shape and output_shape: of one
-    example. batch_norm: path of the BatchNorm that takes this layer's output directly, or None.
+    name: the module's path (with `.in_proj` for an attention's). parameter: the weight's path in the state dict.
+    input_shape and output_shape: of one example. batch_norm: path of the BatchNorm that takes this layer's output
+    directly, or None.
     """
 
     name: str
@@ -48,9 +51,22 @@ class Layer:
         return max(self.module.get_parameter(self.parameter.rsplit(".", 1)[-1]).shape)
 
 
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Attention without fused kernels, which have neither second derivatives nor forward mode."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def forward(model: nn.Module, batch: Batch) -> Tensor:
     """The model's outputs [batch, ...]: a tensor, the first of a tuple, or `.logits`."""
-    out = model(**batch.inputs) if isinstance(batch.inputs, dict) else model(*batch.inputs)
+    with differentiable():
+        out = model(**batch.inputs) if isinstance(batch.inputs, dict) else model(*batch.inputs)
     out = getattr(out, "logits", out)
     return out[0] if isinstance(out, (tuple, list)) else out
 
@@ -58,7 +74,7 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tuple[Layer, ...]:
     """The selected layers in the order in which a forward pass runs them.
 
-    Selected is every weight of `Linear`, `Conv1d`, `Conv2d` and `Conv3d`, and the in-projection of
+    Selected is every weight of `Linear`, `Conv1d`, `Conv2d` and `Conv3d`, and the projections of
     `MultiheadAttention`; a weight shared by two modules counts once, a module that never runs is left out.
     head: path of the head's module; by default the selected layer that runs last.
     """
@@ -79,6 +95,9 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
             order.append(name)
             known = bool(inputs) and isinstance(output, Tensor)
             shapes[name] = (tuple(inputs[0].shape[1:]), tuple(output.shape[1:])) if known else ((), ())
+            if isinstance(module, nn.MultiheadAttention):  # runs its projection without calling the module
+                order.append(f"{name}.out_proj")
+                shapes[order[-1]] = ((), ())
         if isinstance(output, Tensor):
             outputs[id(output)] = (name, output)  # kept alive, so that no other tensor takes this id
 
@@ -94,12 +113,13 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
     layers, seen = [], set()
     for name in order:
         module = model.get_submodule(name)
-        for suffix in ("weight", "in_proj_weight"):
+        for suffix in ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
             parameter = getattr(module, suffix, None)
             if isinstance(parameter, nn.Parameter) and id(parameter) not in seen:
                 seen.add(id(parameter))
-                layers.append(Layer(name, f"{name}.{suffix}" if name else suffix, module, *shapes[name],
-                                    normed.get(name)))
+                path = f"{name}.{suffix}" if name else suffix
+                shown = name if suffix == "weight" else path.removesuffix("_weight")
+                layers.append(Layer(shown, path, module, *shapes[name], normed.get(name)))
     if not layers:
         raise InputError(f"the model {type(model).__name__} ran no Linear or Conv layer; "
                          "there is nothing to measure without one")

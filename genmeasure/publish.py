@@ -37,5 +37,5 @@ def publish(folder: Path) -> Path:
     outputs = {s["outputs"] for s in facts.get("subjects", {}).values()}
     classes = outputs.pop() if len(outputs) == 1 else None
     write_tables(all_tables(readings, correlations, by=by, classes=classes), folder / "tables")
-    write_plots(readings, folder / "plots", by=by, classes=classes)
+    write_plots(readings, folder / "plots", by=by, classes=classes, cluster=cluster)
     return write_report(folder)

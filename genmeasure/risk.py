@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genmeasure.data.batches import Batch, Batches
 from genmeasure.engine import Engine
@@ -21,16 +20,15 @@ Weights = Mapping[str, Tensor]
 """Weights of layers by the layer's name."""
 
 
-class _Bare(nn.Module):
-    """Runs the model under the attention back-end that has second derivatives and forward mode."""
+class _OfBatch(nn.Module):
+    """The model as a module that takes a batch, for `functional_call`."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            return forward(self.model, batch)
+        return forward(self.model, batch)
 
 
 class Risk:
@@ -41,7 +39,7 @@ class Risk:
     """
 
     def __init__(self, model: nn.Module, loss: Loss, layers: Sequence[Layer], batches: Batches, engine: Engine):
-        self._model = _Bare(model)
+        self._model = _OfBatch(model)
         self.loss, self.layers, self.batches, self.engine = loss, tuple(layers), batches, engine
         self.weights: dict[str, Tensor] = {x.name: model.get_parameter(x.parameter).detach() for x in layers}
         self._paths = {x.name: f"model.{x.parameter}" for x in layers}

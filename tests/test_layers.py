@@ -53,7 +53,7 @@ def test_tied_weights_count_once():
     assert [x.name for x in find_layers(net, batch(2, 3))] == ["0"]
 
 
-def test_attention_counts_its_in_projection():
+def test_attention_counts_its_projections():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -63,7 +63,7 @@ def test_attention_counts_its_in_projection():
         def forward(self, x):
             return self.head(self.attention(x, x, x)[0].mean(1))
     names = {x.parameter for x in find_layers(Net(), batch(2, 3, 4))}
-    assert names == {"attention.in_proj_weight", "head.weight"}
+    assert names == {"attention.in_proj_weight", "attention.out_proj.weight", "head.weight"}
 
 
 def test_a_model_without_layers_is_refused():

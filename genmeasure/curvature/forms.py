@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from genmeasure.curvature.gauss_newton import CHUNK, along, directional, vmap_examples
+from genmeasure.curvature.gauss_newton import CHUNK, along, vmap_examples
+from genmeasure.curvature.higher_order import directional, written_out
 from genmeasure.curvature.lanczos import Tridiagonal, lanczos
 from genmeasure.data.batches import Batch
 from genmeasure.layers import Layer
@@ -37,7 +38,8 @@ def example_products(risk: Risk, layer: Layer, batch: Batch, vectors: Tensor) ->
         one = example.select(None)
         slope = grad(lambda w: risk.losses({layer.name: w}, one)[0])
         return jvp(slope, (weight,), (vector.reshape(weight.shape),))[1].reshape(-1)
-    return vmap_examples(product, batch, vectors, max(1, CHUNK // weight.numel()))
+    with written_out():
+        return vmap_examples(product, batch, vectors, max(1, CHUNK // weight.numel()))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import hessian, jvp, vjp, vmap
 
+from genmeasure.curvature.higher_order import directional
 from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError
 from genmeasure.layers import Layer
@@ -26,32 +27,6 @@ CHUNK = 2**26
 def output_hessian(risk: Risk, outputs: Tensor, targets: Tensor) -> Tensor:
     """A [batch, k, k] for outputs [batch, k]; diag(p) - pp' for the cross-entropy."""
     return vmap(hessian(lambda f, y: risk.loss(f[None], y[None])[0]))(outputs, targets)
-
-
-def directional(function: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second derivative of `function(a)`, any shape, at a = 0.
-
-    By nested forward mode, or in reverse where an operation has none (silu, for one).
-    """
-    zero, one = torch.zeros_like(like), torch.ones_like(like)
-    try:
-        (_, slope), (_, second) = jvp(lambda a: jvp(function, (a,), (one,)), (zero,), (one,))
-        return slope, second
-    except NotImplementedError:
-        with torch.enable_grad():
-            a = zero.requires_grad_()
-            slope = _reverse_slope(function(a), a)
-            return slope.detach(), _reverse_slope(slope, a).detach()
-
-
-def _reverse_slope(values: Tensor, a: Tensor) -> Tensor:
-    """d values / da for a scalar a: the derivative with respect to u of <u, d values / da>, which is linear in u."""
-    u = torch.zeros_like(values, requires_grad=True)
-    (weighted,) = torch.autograd.grad(values, a, u, create_graph=True)
-    if not weighted.requires_grad:
-        return torch.zeros_like(values)
-    (slope,) = torch.autograd.grad(weighted, u, torch.ones_like(weighted), create_graph=True)
-    return slope
 
 
 def along(risk: Risk, layer: Layer, direction: Tensor, batch: Batch, function: Callable) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,18 +18,18 @@ from genmeasure.report.readings import select, tidy, usual_grouping
 __all__ = ["all_plots", "bound_comparison", "hessian_against_noise", "layer_distances", "measure_against_gap",
            "write_plots"]
 
-PREDICTORS = (("ju2022", "total", ""), ("hessian-distance", "vH+v-mean", "total"), ("hessian-trace", "", "total"),
+PREDICTORS = (("ju2022", "total", ""), ("hessian-distance", "vH+v-max", "total"), ("hessian-trace", "", "total"),
               ("distance", "frobenius", "total"))
 """Measure, term and layer shown against the gap, where they were measured."""
 DPI = 200
 
 
-def all_plots(readings: pd.DataFrame, *, by: str | None = None, classes: int | None = None,
-              gap: str = "loss-gap") -> Iterator[tuple[str, Figure]]:
+def all_plots(readings: pd.DataFrame, *, by: str | None = None, classes: int | None = None, gap: str = "loss-gap",
+              cluster: str | Sequence[str] | None = None) -> Iterator[tuple[str, Figure]]:
     """File name and figure of everything that these readings can show.
 
     by: label that groups checkpoints; None takes `noise` or else `method` where they vary. classes: see
-    `hessian_against_noise`. gap: term of the measure `gap`.
+    `hessian_against_noise`. gap: term of the measure `gap`. cluster: as for `correlate`.
     """
     frame = tidy(readings)
     group = by or usual_grouping(frame)
@@ -44,7 +44,7 @@ def all_plots(readings: pd.DataFrame, *, by: str | None = None, classes: int | N
             if len(part) >= 3:
                 name = "-".join(filter(None, ["gap-against", measure, _file_name(variant)]))
                 yield name, measure_against_gap(readings, measure, term=term, layer=layer, variant=variant, gap=gap,
-                                                colour=by or "noise")
+                                                colour=by or "noise", cluster=cluster)
     layers = frame[(frame["measure"] == "distance") & (frame["term"] == "relative")]
     if layers["value"].notna().any():
         yield "layer-distances", layer_distances(readings, by=by or usual_grouping(frame, ("method", "noise")))
@@ -53,12 +53,12 @@ def all_plots(readings: pd.DataFrame, *, by: str | None = None, classes: int | N
 
 
 def write_plots(readings: pd.DataFrame, folder: Path, *, by: str | None = None, classes: int | None = None,
-                gap: str = "loss-gap") -> list[Path]:
+                gap: str = "loss-gap", cluster: str | Sequence[str] | None = None) -> list[Path]:
     """Write every figure of `all_plots` as `NAME.png` and `NAME.svg`; returns the paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, drawn in all_plots(readings, by=by, classes=classes, gap=gap):
+    for name, drawn in all_plots(readings, by=by, classes=classes, gap=gap, cluster=cluster):
         for ending in ("png", "svg"):
             written.append(folder / f"{name}.{ending}")
             save(drawn, str(written[-1]), dpi=DPI)

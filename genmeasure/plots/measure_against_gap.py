@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from genmeasure.correlate import Resample, percentile_interval, relate
+from genmeasure.correlate import Resample, clusters, percentile_interval, relate
 from genmeasure.errors import InputError
 from genmeasure.plots.style import COLOURS, MARKERS, colours, figure, styled
 from genmeasure.report.readings import levels, select, subjects, tidy
@@ -22,11 +24,13 @@ GAPS = {"loss-gap": "gap: test − training loss", "error-gap": "gap: test − t
 @styled
 def measure_against_gap(readings: pd.DataFrame, measure: str, *, term: str = "", variant: str = "", layer: str = "",
                         sigma: float | None = None, gap: str = "loss-gap", colour: str | None = "noise",
-                        marker: str | None = "method", resamples: int = 1000, seed: int = 0) -> Figure:
+                        marker: str | None = "method", cluster: str | Sequence[str] | None = None,
+                        resamples: int = 1000, seed: int = 0) -> Figure:
     """The quantity (measure, term, variant, layer, sigma) of every checkpoint against its gap.
 
     The line is the least-squares fit on the axis as shown, its band the 95 % bootstrap interval over checkpoints.
-    colour, marker: label columns; None, a label that is absent or one with more than ten values is not shown.
+    cluster: as for `correlate`. colour, marker: label columns; None, a label that is absent or one with more than ten
+    values is not shown.
     Raises `InputError` where fewer than 3 checkpoints have both.
     """
     frame = tidy(readings)
@@ -43,7 +47,7 @@ def measure_against_gap(readings: pd.DataFrame, measure: str, *, term: str = "",
                          "measure more checkpoints")
     x, y = points["x"].to_numpy(), points["gap"].to_numpy()
     logarithmic = bool(x.min() > 0 and x.max() > WIDE_RANGE * x.min())
-    resample = Resample(np.arange(len(x)), resamples, seed)
+    resample = Resample(clusters(frame, cluster)[points.index].to_numpy(), resamples, seed)
     found = relate(x, y, resample)
     drawn = figure(4.8, 3.1, alt="")
     panel = drawn.subplots()
@@ -59,7 +63,7 @@ def measure_against_gap(readings: pd.DataFrame, measure: str, *, term: str = "",
     unit = next((u for u in rows["unit"] if u), "")
     panel.set_xlabel(name.replace(" · total", "") + (f" ({unit})" if unit else ""))
     panel.set_ylabel(GAPS.get(gap, gap))
-    drawn.set_label(f"{len(points)} checkpoints, {name} against {gap}: {text}")
+    drawn.set_label(f"{len(points)} checkpoints, {name} against {gap}: " + text.replace("\n", ", "))
     return drawn
 
 
@@ -109,4 +113,4 @@ def _coefficients(found: dict, name: str) -> str:
             return f"{symbol} undefined"
         return f"{symbol} = {found[key]:.2f} [{found[f'{key}-low']:.2f}, {found[f'{key}-high']:.2f}]".replace("-", "−")
     symbol = "r (log)" if name == "pearson-log" else "r"
-    return f"{part(symbol, name)},  {part('τ', 'kendall')},  N = {found['n']}"
+    return f"{part(symbol, name)}\n{part('τ', 'kendall')},  N = {found['n']}"
