@@ -70,6 +70,16 @@ def test_sentences_of_one_checkpoint():
     assert "need at least three checkpoints" in text
 
 
+def test_one_checkpoint_says_where_curve_and_parabola_differ():
+    frame = one_subject()
+    rows = frame["term"] == "relative-difference"
+    frame.loc[rows, "stderr"] = 0.01
+    frame.loc[rows, "value"] = [0.0 if sigma < 0.01 else 0.5 for sigma in frame.loc[rows, "sigma"]]
+    text = " ".join(sentences(tidy(frame), None))
+    assert "agree within their 95 % intervals at σ = 0.0005, 0.0008" in text
+    assert re.search(r"0\.008 and differ at σ = 0\.0125, .* and 0\.05\.", text)
+
+
 def test_sentences_where_the_parabola_never_holds_and_the_gap_is_missing():
     frame = one_subject()
     frame = frame[~frame["term"].isin(["valid-from", "valid-to"]) & (frame["measure"] != "gap")]

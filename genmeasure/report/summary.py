@@ -63,6 +63,9 @@ def _fit(frame: pd.DataFrame) -> str:
     wrong = wrong.reindex(error.index)
     if wrong.isna().all():
         return ""
+    if len(error) == 1:
+        return (f"The training error on the given labels is {number(error.iloc[0])}, where a share of "
+                f"{number(wrong.iloc[0])} of the labels is wrong.")
     good = int((error <= wrong + 1e-12).sum())
     return (f"{good} of {len(error)} checkpoints fit the given training labels at least as well as a model that knows "
             f"every true label would (largest training error {number(error.max())}, where a share of "
@@ -116,6 +119,12 @@ def _agreement(rows: pd.DataFrame) -> str:
         return ""
     smallest = min(shares)
     lost = next((sigma for sigma, share in sorted(shares.items()) if share < 0.5), None)
+    if len(set(rows["subject"])) == 1:
+        agree, apart = ([f"{sigma:g}" for sigma, share in sorted(shares.items()) if (share == 1) == same]
+                        for same in (True, False))
+        parts = [f"agree within their 95 % intervals at σ = {_listed(agree)}" if agree else "",
+                 f"differ at σ = {_listed(apart)}" if apart else ""]
+        return f"Curve and parabola {' and '.join(filter(None, parts))}."
     later = (f"fewer than half of them from σ = {lost:g} on" if lost else
              "at least half of them at every larger σ")
     return (f"Curve and parabola agree within their 95 % intervals for {100 * shares[smallest]:.0f} % of the "
