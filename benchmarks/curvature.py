@@ -94,7 +94,7 @@ def our_signs(subject: Subject, seed: int, rtol: float, layer_rtol: float = math
             return gauss_newton_traces(risk, batch, signs).double().sum(0)
         return risk.engine.batch_sums(one, risk.batches)
     watch = torch.cat([torch.eye(layers), torch.ones(1, layers)])
-    return counted(subject, lambda: until_precise(draw, risk.batches.size, rtol=tolerance, max_passes=10_000,
+    return counted(subject, lambda: until_precise(draw, risk.batches.size, rtol=tolerance, numbers=range(10_000),
                                                   watch=watch))
 
 

@@ -50,6 +50,10 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
                     disable=True if os.environ.get(QUIET) else None)
 
 
+def _pass(batches: Batches | list[Batch]) -> Iterator[Batch]:
+    return progress(batches, "batches", len(batches))
+
+
 @dataclass(frozen=True)
 class LocalEngine:
     """This process; `map` spreads tasks over `workers` processes when that is more than one."""
@@ -57,11 +61,11 @@ class LocalEngine:
     workers: int = 1
 
     def batch_sums(self, fn: Callable[[Batch], Tensor], batches: Batches) -> Tensor:
-        return torch.stack([fn(b).detach().to(dtype=torch.float64, device="cpu") for b in batches])
+        return torch.stack([fn(b).detach().to(dtype=torch.float64, device="cpu") for b in _pass(batches)])
 
     def sum(self, fn: Callable[[Batch], Any], batches: Batches) -> Any:
         total = None
-        for batch in batches:
+        for batch in _pass(batches):
             part = fn(batch)
             if total is None:
                 total = part
@@ -72,7 +76,7 @@ class LocalEngine:
         return total
 
     def examples(self, fn: Callable[[Batch], Tensor], batches: Batches) -> Tensor:
-        return torch.cat([fn(b).detach().cpu() for b in batches])
+        return torch.cat([fn(b).detach().cpu() for b in _pass(batches)])
 
     def map(self, fn: Callable[[Any], T], tasks: Sequence[Any], description: str) -> Iterator[T]:
         if self.workers <= 1 or len(tasks) <= 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,15 +123,15 @@ MIN_DEGREES_OF_FREEDOM = 20
 
 
 def until_precise(draw: Callable[[int], Tensor], examples: int, *, rtol: float | Tensor, atol: float = 0.0,
-                  max_passes: int, watch: Tensor | None = None) -> StratifiedMean:
+                  numbers: Iterable[int], watch: Tensor | None = None) -> StratifiedMean:
     """Draw passes until every watched quantity has a standard error of at most `max(atol, rtol * |value|)`.
 
     draw: pass number -> [batches, k] sums over each batch's examples.
     watch: [m, k] linear combinations that must be precise; None watches all k entries. rtol: one, or one of each [m].
-    max_passes: draws end here at the latest; the standard error says what was reached.
+    numbers: of the passes, at most that many; the standard error says what was reached.
     """
     mean = StratifiedMean(examples)
-    for number in range(max(2, max_passes)):
+    for number in numbers:
         mean.add(draw(number))
         if mean.degrees_of_freedom < MIN_DEGREES_OF_FREEDOM:
             continue

@@ -57,7 +57,7 @@ def _predict(subject: Subject, data: Batches) -> Predictions:
         outputs = risk.outputs({}, batch)
         floats = [t.flatten(1) for t in batch.tensors()[:-1] if t.is_floating_point() and t.ndim > 1]
         columns = [subject.loss(outputs, batch.targets),
-                   torch.cat(floats, 1).norm(dim=1) if floats else torch.full((len(batch),), torch.nan)]
+                   torch.cat(floats, 1).norm(dim=1) if floats else torch.full_like(outputs.flatten(1)[:, 0], torch.nan)]
         for labels in [batch.targets, *([batch.clean] if noisy else [])] if classes else []:
             columns += [subject.loss(outputs, labels), (outputs.argmax(1) != labels).to(outputs)]
         if classes:

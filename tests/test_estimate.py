@@ -55,7 +55,8 @@ def test_stratified_standard_errors_are_calibrated():
     z = []
     for seed in range(400):
         generator = torch.Generator().manual_seed(seed)
-        mean = until_precise(lambda _, g=generator: torch.randn(8, 1, generator=g) + 1.0, 8, rtol=0.1, max_passes=50)
+        mean = until_precise(lambda _, g=generator: torch.randn(8, 1, generator=g) + 1.0, 8, rtol=0.1,
+                             numbers=range(50))
         z.append((mean.value.item() - 1) / mean.stderr.item())
     z = torch.tensor(z)
     assert abs(z.mean()) < 0.25
@@ -66,14 +67,14 @@ def test_stratified_standard_errors_are_calibrated():
 def test_drawing_stops_at_the_wanted_error_and_not_before():
     def passes(rtol):
         generator = torch.Generator().manual_seed(0)
-        return until_precise(lambda _: 10 + torch.randn(32, 1, generator=generator), 32, rtol=rtol, max_passes=500)
+        return until_precise(lambda _: 10 + torch.randn(32, 1, generator=generator), 32, rtol=rtol, numbers=range(500))
     loose, tight = passes(0.01), passes(0.002)
     assert loose.stderr.item() <= 0.01 * loose.value.item()
     assert tight.stderr.item() <= 0.002 * tight.value.item()
     assert tight.passes > loose.passes
 
 
-def test_drawing_ends_at_max_passes():
+def test_drawing_ends_with_the_passes_given():
     generator = torch.Generator().manual_seed(0)
-    mean = until_precise(lambda _: torch.randn(1, 1, generator=generator), 1, rtol=1e-9, max_passes=5)
+    mean = until_precise(lambda _: torch.randn(1, 1, generator=generator), 1, rtol=1e-9, numbers=range(5))
     assert mean.passes == 5

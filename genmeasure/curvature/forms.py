@@ -102,13 +102,14 @@ def _quadrature(risk: Risk, layer: Layer, batch: Batch, v: Tensor, steps: int, r
     for number, t in enumerate(products, 1):
         last = bool(t.exhausted.all()) or number == min(steps, v.numel())
         if number % CHECK_EVERY == CHECK_EVERY - 1 or last:  # odd numbers bring the bracket a new node
+            t = t.cpu()
             theta, vectors = t.ritz()
             mean = t.diagonal[:, 0]
             value = (vectors[:, 0, :] ** 2 * theta.clamp(min=0)).sum(1)
             low, high = (((mean + side) / 2).clamp(min=0) for side in absolute_value_bracket(t))
             if last or (high - low <= rtol * high).all():
                 break
-    return v.norm().double() ** 2 * torch.stack([value.clamp(low, high), low, high], 1)
+    return v.norm().double().cpu() ** 2 * torch.stack([value.clamp(low, high), low, high], 1)
 
 
 def absolute_value_bracket(t: Tridiagonal) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,10 @@ class Tridiagonal:
     off_diagonal: Tensor
     exhausted: Tensor
 
+    def cpu(self) -> Tridiagonal:
+        """On the CPU, where small eigenproblems are solved faster and least squares may lack rank."""
+        return Tridiagonal(self.diagonal.cpu(), self.off_diagonal.cpu(), self.exhausted.cpu())
+
     def matrix(self) -> Tensor:
         """[b, m, m]."""
         inner = self.off_diagonal[:, :-1]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genmeasure.curvature.draws import batch_generator
 from genmeasure.data.batches import Batch
+from genmeasure.engine import progress
 from genmeasure.estimate import StratifiedMean, until_precise
 from genmeasure.risk import Risk
 
@@ -49,4 +50,5 @@ def noise_curve(risk: Risk, sigmas: Sequence[float], *, one_sided: bool, rtol: f
             noise = {k: torch.randn(w.shape, generator=generator).to(w) for k, w in risk.weights.items()}
             return difference(risk, batch, noise, sigmas)
         return risk.engine.batch_sums(one, risk.batches)
-    return until_precise(draw, risk.batches.size, rtol=rtol, atol=atol, max_passes=max_passes)
+    return until_precise(draw, risk.batches.size, rtol=rtol, atol=atol,
+                         numbers=progress(range(max(2, max_passes)), "noise", max_passes))

@@ -12,6 +12,7 @@ from genmeasure.curvature.draws import batch_generator, rademacher
 from genmeasure.curvature.gauss_newton import gauss_newton_traces, piecewise_linear
 from genmeasure.curvature.products import batch_hessian_product
 from genmeasure.data.batches import Batch
+from genmeasure.engine import progress
 from genmeasure.errors import unknown
 from genmeasure.estimate import Estimate, until_precise
 from genmeasure.risk import Risk
@@ -83,7 +84,8 @@ def block_traces(risk: Risk, *, route: str, rtol: float, layer_rtol: float, atol
         return Traces(value, torch.zeros(layers, layers, dtype=torch.float64), risk.batches.size, route)
     watch = torch.cat([torch.eye(layers), torch.ones(1, layers)])
     tolerance = torch.tensor([layer_rtol] * layers + [rtol], dtype=torch.float64)
-    mean = until_precise(draw, risk.batches.size, rtol=tolerance, atol=atol, max_passes=max_passes, watch=watch)
+    mean = until_precise(draw, risk.batches.size, rtol=tolerance, atol=atol, watch=watch,
+                         numbers=progress(range(max(2, max_passes)), "trace", max_passes))
     return Traces(mean.value, mean.covariance, mean.passes, route)
 
 
