@@ -17,6 +17,8 @@ from typing import Any
 from genmeasure.errors import InputError
 
 DEFAULT_SEED = 0
+SHORT = ("subject", "loss train", "loss test", "loss gap", "error train", "error test", "trace", "distance", "ju2022")
+"""Columns of the short table at the end of a command."""
 
 
 def parameters(text: str) -> dict[str, Any]:
@@ -193,14 +195,17 @@ def finish(readings: Any, out: str | Path) -> int:
     import pandas as pd
 
     from genmeasure.publish import publish
+    from genmeasure.report import summary
 
     out = Path(out)
     path = publish(out)
     table = out / "tables" / "checkpoints.csv"
     if table.is_file():
-        with pd.option_context("display.width", 160, "display.max_columns", 12, "display.max_rows", 12,
-                               "display.precision", 4):
-            say(pd.read_csv(table).to_string(index=False, max_rows=12))
+        shown = pd.read_csv(table)
+        shown = shown[[c for c in SHORT if c in shown]]
+        say(shown.to_string(index=False, max_rows=12, float_format=lambda x: f"{x:.4g}"))
+    for sentence in summary(out):
+        say(f"- {sentence}")
     bad = readings[readings["error"].astype(str) != ""]
     for row in bad.itertuples():
         say(f"failed: {row.subject}: {row.measure}: {row.error}", sys.stderr)

@@ -1,5 +1,5 @@
 """Readings to one self-contained HTML page."""
 
-from genmeasure.report.page import write_report
+from genmeasure.report.page import summary, write_report
 
-__all__ = ["write_report"]
+__all__ = ["summary", "write_report"]

@@ -46,6 +46,12 @@ PLOTS = {
 MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
+def summary(folder: Path) -> list[str]:
+    """What a run folder's readings and correlations say, in sentences."""
+    correlations = folder / "correlations.csv"
+    return sentences(tidy(read(folder / "readings.csv")), _table(correlations) if correlations.is_file() else None)
+
+
 def write_report(folder: Path) -> Path:
     """Write `report.html` from what lies in a run folder; returns its path.
 
@@ -54,14 +60,13 @@ def write_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     frame = tidy(read(folder / "readings.csv"))
-    correlations = folder / "correlations.csv"
     template = files("genmeasure.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["key"] = sort_key
     page = environment.from_string(template).render(
         title=_listed(frame["study"]) or "Audit",
         failures=failures(frame),
-        sentences=sentences(frame, _table(correlations) if correlations.is_file() else None),
+        sentences=summary(folder),
         plots=[plot(path) for path in _ordered(_pictures(folder / "plots"), PLOTS)],
         tables=[table(path) for path in _ordered((folder / "tables").glob("*.csv"), TABLES)],
         provenance=_provenance(folder / "provenance.json"),
