@@ -31,9 +31,12 @@ def measure(subject: Subject, name: str, **parameters: Any) -> pd.DataFrame:
 
 
 def audit(subject: Subject) -> pd.DataFrame:
-    """The readings of every measure and bound that applies to the subject, with default parameters."""
+    """The readings of every measure and bound that applies to the subject, with default parameters.
+
+    One that fails is a row with `error` set.
+    """
     requests = study.applicable(subject, study.everything())
-    return pd.concat([study.read(subject, r) for r in requests], ignore_index=True)
+    return pd.concat([study.attempt(subject, r) for r in requests], ignore_index=True)
 
 
 def list() -> pd.DataFrame:

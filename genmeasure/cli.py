@@ -45,23 +45,27 @@ def requests(wanted: Sequence[str] | None, seed: int) -> tuple:
     """The requests on the command line, by default everything; `seed` goes to every member that draws."""
     from genmeasure.study import Request, everything
 
-    chosen = [Request(*named(text)) for text in wanted] if wanted else everything()
+    return seeded([Request(*named(text)) for text in wanted] if wanted else everything(), seed)
+
+
+def seeded(chosen: Sequence, seed: int) -> tuple:
+    """The requests with `seed` for every member that draws and was given none."""
     if seed == DEFAULT_SEED:
         return tuple(chosen)
-    return tuple(Request(r.name, {"seed": seed, **r.parameters}) if "seed" in r.member.defaults else r for r in chosen)
+    return tuple(dataclasses.replace(r, parameters={"seed": seed, **r.parameters}) if "seed" in r.member.defaults else r
+                 for r in chosen)
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    from genmeasure.study import applicable, run
+    from genmeasure.study import run
     from genmeasure.subject import SubjectFiles
 
     files = SubjectFiles(arguments.name or Path(arguments.end).stem, arguments.model, arguments.start, arguments.end,
                          arguments.train, arguments.test, arguments.loss, arguments.device, arguments.dtype,
                          arguments.batch_size, arguments.head)
-    wanted = requests(arguments.measure, arguments.seed)
-    if not arguments.measure:
-        wanted = applicable(files.load(), wanted)
-    return finish(run([files], wanted, arguments.out, study="audit", provenance=command(arguments)), arguments.out)
+    readings = run([files], requests(arguments.measure, arguments.seed), arguments.out, study="audit",
+                   provenance=command(arguments), only_applicable=not arguments.measure)
+    return finish(readings, arguments.out)
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -84,9 +88,26 @@ def run_study(arguments: argparse.Namespace) -> int:
     module = load_study(arguments.study)
     engine = LocalEngine(arguments.workers)
     facts = {"by": getattr(module, "BY", None), "cluster": getattr(module, "CLUSTER", None)}
-    readings = run(module.SUBJECTS(), tuple(module.REQUESTS), arguments.out, study=Path(arguments.study).stem,
+    subjects, wanted = subjects_of(module, arguments), seeded(tuple(module.REQUESTS), arguments.seed)
+    readings = run(subjects, wanted, arguments.out, study=Path(arguments.study).stem,
                    engine=engine, provenance={**command(arguments), **facts})
     return finish(readings, arguments.out)
+
+
+def subjects_of(module: Any, arguments: argparse.Namespace) -> list:
+    """The study's subjects, those from files on the device that was asked for."""
+    from genmeasure.subject import SubjectFiles
+
+    try:
+        subjects = list(module.SUBJECTS())
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"SUBJECTS() of the study {arguments.study!r} raised {type(error).__name__}: {error}; correct "
+                         "the study file") from error
+    if arguments.device == "auto":
+        return subjects
+    return [dataclasses.replace(s, device=arguments.device) if isinstance(s, SubjectFiles) else s for s in subjects]
 
 
 def load_study(path: str) -> Any:
@@ -134,7 +155,12 @@ def train(arguments: argparse.Namespace) -> int:
     data = load(arguments.train)
     validation = load(arguments.validation) if arguments.validation else None
     confusion = None
+    if arguments.noise is not None and name != "consistent-loss":
+        raise InputError(f"--noise came with the algorithm {name!r}; it describes noise that is in the labels already, "
+                         "for consistent-loss")
     if arguments.noise is not None:
+        if not 0 <= arguments.noise < 1:
+            raise InputError(f"the noise rate {arguments.noise} came; give a fraction from 0 to below 1")
         confusion = symmetric_confusion(arguments.noise, int(data.labels.max()) + 1, include_true=False)
     result = fine_tune(model, chosen, data, validation, settings=settings, head=arguments.head, confusion=confusion)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +210,14 @@ def data(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def whole(text: str) -> int:
+    """A whole number that is not negative."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} came; give a whole number that is not negative")
+    return number
+
+
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, for provenance.json."""
     asked = {k: v for k, v in vars(arguments).items() if k not in ("function", "command") and v is not None}
@@ -230,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         sub.set_defaults(function=function)
         if seed:
-            sub.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of everything that is drawn")
+            sub.add_argument("--seed", type=whole, default=DEFAULT_SEED, help="seed of everything that is drawn")
             sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
         if out is not None:
             sub.add_argument("--out", required=not out, default=out or None, help="folder for the results")
@@ -273,7 +307,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--noise", type=float, help="rate of symmetric label noise, for consistent-loss")
     sub.add_argument("--head", help="module path of the head, which the start may have in another shape")
 
-    sub = add("run", run_study, "Carry out a study file: SUBJECTS() and REQUESTS.", seed=False, out="", workers=True)
+    sub = add("run", run_study, "Carry out a study file: SUBJECTS() and REQUESTS.", out="", workers=True)
     sub.add_argument("study", help="path of the study's Python file")
     sub = add("report", report, "Write tables, plots and report of a run folder again.", seed=False)
     sub.add_argument("folder", help="a run folder that holds readings.csv")
@@ -293,6 +327,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return parsed.function(parsed)
     except InputError as error:
         say(f"genmeasure: {' '.join(str(error).split())}", sys.stderr)
+        return 2
+    except OSError as error:
+        say(f"genmeasure: {error.strerror or error}: {error.filename!r}; give a path that can be read or written",
+            sys.stderr)
         return 2
     except KeyboardInterrupt:
         say("interrupted; what is complete is kept, and the same command goes on from there", sys.stderr)

@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
+from torch.func import functional_call, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError, unknown
 
-CONVOLUTIONS = {nn.Conv1d: (F.conv1d, F.conv_transpose1d), nn.Conv2d: (F.conv2d, F.conv_transpose2d),
-                nn.Conv3d: (F.conv3d, F.conv_transpose3d)}
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -41,7 +40,7 @@ class Layer:
 
     @property
     def convolution(self) -> bool:
-        return isinstance(self.module, tuple(CONVOLUTIONS))
+        return isinstance(self.module, CONVOLUTIONS)
 
     @property
     def width(self) -> int:
@@ -80,7 +79,7 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
     """
     order: list[str] = []
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    outputs: dict[int, tuple[str, Tensor]] = {}
+    outputs: dict[int, tuple[str, Tensor, int]] = {}
     normed: dict[str, str] = {}
     names = {module: name for name, module in model.named_modules()}
 
@@ -88,7 +87,7 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
         name = names[module]
         if isinstance(module, BATCH_NORMS):
             before = outputs.get(id(inputs[0]))
-            if before:
+            if before and before[2] == inputs[0]._version:  # unchanged in place since the layer gave it out
                 normed.setdefault(before[0], name)
             return
         if name not in shapes:
@@ -99,7 +98,7 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
                 order.append(f"{name}.out_proj")
                 shapes[order[-1]] = ((), ())
         if isinstance(output, Tensor):
-            outputs[id(output)] = (name, output)  # kept alive, so that no other tensor takes this id
+            outputs[id(output)] = (name, output, output._version)  # kept alive, so that no other tensor takes its id
 
     watched = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention, *BATCH_NORMS)
     hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, watched)]
@@ -152,28 +151,23 @@ def folded(layer: Layer, state: Mapping[str, Tensor], model: nn.Module) -> Tenso
 def operator_norm(layer: Layer, weight: Tensor, tolerance: float = 1e-8) -> float:
     """Spectral norm of the layer as the linear map that it is: stride, padding, dilation and groups included.
 
-    Golub-Kahan type iteration (ARPACK) on the convolution and its transpose for a zero-padded convolution; a
-    convolution padded otherwise raises `InputError`.
+    Golub-Kahan type iteration (ARPACK) on the convolution and its transpose.
     """
     if not layer.convolution:
         return torch.linalg.matrix_norm(matrix(weight).double(), 2).item()
-    conv = layer.module
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise InputError(f"the convolution {layer.name!r} pads with {conv.padding_mode!r}, {conv.padding!r}; its "
-                         "operator norm is known for numeric zero padding only, use the reshaped norm")
-    there, back = CONVOLUTIONS[type(conv)]
-    kernel = weight.detach().double().cpu()
-    options = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
-    spatial = range(len(conv.stride))
-    left_over = [(layer.input_shape[1 + i] + 2 * conv.padding[i] - conv.dilation[i] * (kernel.shape[2 + i] - 1) - 1)
-                 % conv.stride[i] for i in spatial]
+    parameters = {"weight": weight.detach().double().cpu()}
+    if layer.module.bias is not None:
+        parameters["bias"] = torch.zeros(len(weight), dtype=torch.float64)
+
+    def convolution(x: Tensor) -> Tensor:
+        return functional_call(layer.module, parameters, (x,))
+    _, pull = vjp(convolution, torch.zeros(1, *layer.input_shape, dtype=torch.float64))
 
     def apply(x: np.ndarray) -> np.ndarray:
-        return there(torch.from_numpy(x).reshape(1, *layer.input_shape), kernel, **options).numpy().ravel()
+        return convolution(torch.from_numpy(x).reshape(1, *layer.input_shape)).numpy().ravel()
 
     def transpose(y: np.ndarray) -> np.ndarray:
-        y = torch.from_numpy(y).reshape(1, *layer.output_shape)
-        return back(y, kernel, output_padding=left_over, **options).numpy().ravel()
+        return pull(torch.from_numpy(y).reshape(1, *layer.output_shape))[0].numpy().ravel()
 
     rows, columns = math.prod(layer.output_shape), math.prod(layer.input_shape)
     if min(rows, columns) < 3:

@@ -54,7 +54,7 @@ def _predict(subject: Subject, data: Batches) -> Predictions:
     def rows(batch: Batch) -> Tensor:
         batch = risk.place(batch)
         risk.spend(FORWARD, len(batch))
-        outputs = risk.outputs({}, batch)
+        outputs = risk.outputs({}, batch).double()
         floats = [t.flatten(1) for t in batch.tensors()[:-1] if t.is_floating_point() and t.ndim > 1]
         columns = [subject.loss(outputs, batch.targets),
                    torch.cat(floats, 1).norm(dim=1) if floats else torch.full_like(outputs.flatten(1)[:, 0], torch.nan)]

@@ -13,6 +13,7 @@ from genmeasure.report.readings import read
 from genmeasure.study import to_csv, write_atomically
 from genmeasure.tables import all_tables, write_tables
 
+OURS = (".csv", ".md", ".tex", ".png", ".svg")
 ENOUGH = 3
 """Subjects that a correlation needs at least."""
 
@@ -27,15 +28,28 @@ def publish(folder: Path) -> Path:
         raise InputError(f"{str(folder)!r} holds no readings.csv; give the folder of a run, or make one with "
                          "`genmeasure audit`, `run` or `demo`")
     readings = read(folder / "readings.csv")
-    facts = json.loads((folder / "provenance.json").read_text()) if (folder / "provenance.json").is_file() else {}
+    facts = _facts(folder / "provenance.json")
     by, cluster = facts.get("by"), facts.get("cluster")
     correlations = None
     gaps = readings[(readings["measure"] == "gap") & (readings["term"] == "loss-gap")]
     if gaps["subject"].nunique() >= ENOUGH:
         correlations = correlation.correlate(readings, cluster=cluster, by=by)
         write_atomically(folder / "correlations.csv", to_csv(correlations))
+    else:
+        (folder / "correlations.csv").unlink(missing_ok=True)
     outputs = {s["outputs"] for s in facts.get("subjects", {}).values()}
     classes = outputs.pop() if len(outputs) == 1 else None
-    write_tables(all_tables(readings, correlations, by=by, classes=classes), folder / "tables")
-    write_plots(readings, folder / "plots", by=by, classes=classes, cluster=cluster)
+    written = write_tables(all_tables(readings, correlations, by=by, classes=classes), folder / "tables")
+    written += write_plots(readings, folder / "plots", by=by, classes=classes, cluster=cluster)
+    for left in ((folder / "tables").iterdir(), (folder / "plots").iterdir()):
+        for path in left:  # of other measures that an earlier run took
+            if path not in written and path.suffix in OURS:
+                path.unlink()
     return write_report(folder)
+
+
+def _facts(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} is no JSON ({error}); delete it, or run the study again") from error

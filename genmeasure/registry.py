@@ -15,7 +15,7 @@ import inspect
 import json
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Member:
     index: columns that key the returned estimates, out of layer, sigma, term.
     unit: of every estimate, or by term. kind: one of `KINDS`, or by the value of the parameter `variant`.
     source: where the definition is published. assumes: checks that a bound's theorem needs, each
-    `check(subject) -> None | sentence` saying how this subject violates it.
+    `check(subject, parameters) -> None | sentence` saying how this subject violates it.
+    needs: `test` data or a loss with `classes`; without them `audit` leaves the member out.
     """
 
     family: str
@@ -44,7 +45,7 @@ class Member:
     kind: str | Mapping[str, str] = "measure"
     source: str = ""
     assumes: tuple[Callable, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -66,6 +67,10 @@ class Member:
         if missing:
             raise InputError(f"{self.name} needs the parameter {missing[0]!r}; "
                              f"write it as {self.name}:{missing[0]}=VALUE")
+        for name, value in given.items():
+            expected = _misfit(value, defaults[name])
+            if expected:
+                raise InputError(f"{self.name} came with {name}={value!r}; give {expected}")
         return {**defaults, **given}
 
     def kind_for(self, parameters: Mapping[str, Any]) -> str:
@@ -77,6 +82,20 @@ class Member:
     def source_hash(self) -> str:
         """Changes with the code of the member's module and of every genmeasure module it imports."""
         return _source_hash(self.function.__module__)
+
+
+def _misfit(value: Any, default: Any) -> str | None:
+    """What is expected in place of a number or flag `default`, when `value` is text, a flag or the like; else None."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "True or False"
+    if isinstance(default, int):
+        return None if type(value) is int and value >= 0 else "a whole number, not negative"
+    if isinstance(default, float):
+        return "a number" if isinstance(value, (str, bool)) else None
+    if isinstance(default, tuple):
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        return "numbers with commas between" if any(isinstance(v, (str, bool)) for v in values) else None
+    return None
 
 
 class Family:

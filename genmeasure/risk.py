@@ -75,10 +75,14 @@ class Risk:
 
     @torch.no_grad()
     def batch_loss(self, batch: Batch, weights: Weights | None = None) -> Tensor:
-        """Sum of the losses of a batch, accumulated in float64."""
+        """Sum of the losses of a batch.
+
+        From the outputs on in float64: the loss of a well-fitted example is a small difference of larger numbers, and
+        its rounding would not average out over draws.
+        """
         batch = self.place(batch)
         self.spend(FORWARD, len(batch))
-        return self.losses(weights or {}, batch).double().sum()
+        return self.loss(self.outputs(weights or {}, batch).double(), batch.targets).sum()
 
     def value(self) -> float:
         """Mean loss over the data set."""

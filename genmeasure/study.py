@@ -11,7 +11,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ class Request:
     def __post_init__(self):
         find(self.name).parameters(self.parameters)
 
+    def __hash__(self) -> int:
+        return hash((self.name, json.dumps(dict(self.parameters), sort_keys=True, default=str)))
+
     @property
     def member(self) -> Member:
         return find(self.name)
@@ -51,21 +54,26 @@ def everything() -> tuple[Request, ...]:
 
 
 def applicable(subject: Subject, requests: Sequence[Request]) -> tuple[Request, ...]:
-    """Without the gap where there are no test data, and without members that need classes where there are none."""
-    without_classes = () if subject.loss.classification else ("margin", "neyshabur2018")
-    without_test = () if subject.test else ("gap",)
-    return tuple(r for r in requests if r.name not in (*without_classes, *without_test))
+    """Without members that need test data or classes where there are none."""
+    has = {"test": subject.test is not None, "classes": subject.loss.classification}
+    return tuple(r for r in requests if all(has[need] for need in r.member.needs))
 
 
 def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
-    """The readings of one request on one subject, in the columns of readings.csv."""
+    """The readings of one request on one subject, in the columns of readings.csv.
+
+    `passes` is what they cost by themselves, `seconds` what they took here, with what was measured before at hand.
+    """
+    taken = sorted(set(subject.labels) & {*COLUMNS, "variant"})
+    if taken:
+        raise InputError(f"a label named {taken[0]!r} came, which is a column of the readings; choose another name")
     member, parameters = request.member, request.member.parameters(request.parameters)
     before, started = subject.risk.passes, time.perf_counter()
     estimates = member.function(subject, **request.parameters)
     if lost := [k for k, e in estimates.items() if math.isnan(e.value)]:
         raise InputError(f"{member.name} of {subject.name!r} is NaN at {lost[0]!r} and {len(lost) - 1} other places; "
                          "check the inputs, or measure with --dtype float64")
-    violated = {check.__name__.replace("_", "-"): check(subject) for check in member.assumes}
+    violated = {check.__name__.replace("_", "-"): check(subject, parameters) for check in member.assumes}
     seconds, passes = time.perf_counter() - started, subject.risk.passes - before
     kind = member.kind_for(parameters)
     if kind == "certificate" and any(violated.values()):
@@ -90,6 +98,14 @@ def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     texts = [c for c in COLUMNS if c not in ("sigma", "value", "stderr", "n", "seconds", "passes")]
     frame[texts] = frame[texts].astype(object).fillna("")
     return frame[[*COLUMNS, *(c for c in frame if c not in COLUMNS)]]
+
+
+def attempt(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
+    """`read`, or one failed reading where that raises."""
+    try:
+        return read(subject, request, study)
+    except Exception as error:
+        return failed(subject, request, error, study)
 
 
 def failed(subject: Subject | SubjectFiles, request: Request, error: Exception, study: str) -> pd.DataFrame:
@@ -144,14 +160,15 @@ class Task:
     parts: Path
     alone: bool = False
     loaded: Subject | None = None
+    only_applicable: bool = False
 
     def __call__(self) -> tuple[list[str], list[pd.DataFrame], dict[str, Any]]:
         """Write the missing parts. Returns the names of all parts, the failed readings, and facts about the subject."""
         with torch.random.fork_rng(devices=[]):
             subject = self.loaded or (self.subject.load() if isinstance(self.subject, SubjectFiles) else self.subject)
             names, failures = [], []
-            requests = progress(self.requests, subject.name) if self.alone else self.requests
-            for request in requests:
+            requests = applicable(subject, self.requests) if self.only_applicable else self.requests
+            for request in progress(requests, subject.name) if self.alone else requests:
                 path = self.parts / f"{key(subject, request)}.csv"
                 if not path.exists():
                     try:
@@ -160,7 +177,10 @@ class Task:
                         failures.append(failed(subject, request, error, self.study))
                         continue
                 names.append(path.name)
+        selected = {x.parameter for x in subject.layers}
+        left_out = [n for n, p in subject.model.named_parameters() if p.ndim > 1 and n not in selected]
         facts = {"fingerprint": subject.fingerprint, "layers": [x.name for x in subject.layers],
+                 "weights left out": left_out,
                  "head": next(x.name for x in subject.layers if x.head), "head center": subject.head_center,
                  "outputs": subject.classes, "training examples": subject.train.size,
                  "test examples": subject.test.size if subject.test else 0}
@@ -178,14 +198,18 @@ def _carry_out(task: Task) -> tuple[str, Any]:
 
 
 def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request], out: str | Path, *, study: str = "",
-        engine: Engine | None = None, provenance: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        engine: Engine | None = None, provenance: Mapping[str, Any] | None = None,
+        only_applicable: bool = False) -> pd.DataFrame:
     """Carry out every request on every subject and collect the readings in `out`.
+
+    only_applicable: leave out members that need test data or classes where a subject has none.
 
     Every request's readings are a file in `out/parts`; those that exist are not computed again, so the same call goes
     on where an interrupted one stopped. Writes `readings.csv` and `provenance.json`. A request that fails is a reading
     with `error` set, tried again next time; bad input (a subject that cannot be loaded) raises `InputError` after all
     others are done, and the parts stay.
     """
+    requests = list(dict.fromkeys(requests))
     if not subjects or not requests:
         raise InputError(f"{len(subjects)} subjects and {len(requests)} requests came; a study needs at least one of "
                          "each")
@@ -195,9 +219,9 @@ def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request],
         raise InputError(f"two subjects are named {twice!r}; the names of a study's subjects must differ")
     out, engine, started = Path(out), engine or LocalEngine(), time.perf_counter()
     alone = len(subjects) == 1
-    tasks = [Task(s, tuple(requests), study, out / "parts", alone) for s in subjects]
+    tasks = [Task(s, tuple(requests), study, out / "parts", alone, only_applicable=only_applicable) for s in subjects]
     if alone and isinstance(subjects[0], SubjectFiles):  # nothing is written for bad input
-        tasks = [Task(subjects[0], tuple(requests), study, out / "parts", alone, subjects[0].load(engine))]
+        tasks = [replace(tasks[0], loaded=subjects[0].load(engine))]
     (out / "parts").mkdir(parents=True, exist_ok=True)
     done, bad = {}, []
     for name, outcome in engine.map(_carry_out, tasks, "audit"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -37,21 +39,30 @@ class Subject:
     """
 
     name: str
-    model: nn.Module
-    start: Mapping[str, Tensor]
+    model: nn.Module = field(repr=False)
+    start: Mapping[str, Tensor] = field(repr=False)
     loss: Loss
-    train: Batches
-    test: Batches | None = None
+    train: Batches = field(repr=False)
+    test: Batches | None = field(default=None, repr=False)
     engine: Engine = field(default_factory=LocalEngine)
     labels: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
     _memory: dict = field(default_factory=dict, repr=False, compare=False)
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
-        """`compute()` on the first call with `key`, its result afterwards."""
-        if key not in self._memory:
-            self._memory[key] = compute()
-        return self._memory[key]
+        """`compute()` on the first call with `key`, its result afterwards.
+
+        A result that is used again costs its passes again, so that what a reading costs by itself does not depend on
+        what was measured before it.
+        """
+        if key in self._memory:
+            value, passes = self._memory[key]
+            self.risk.passes += passes
+            return value
+        before = self.risk.passes
+        value = compute()
+        self._memory[key] = value, self.risk.passes - before
+        return value
 
     @functools.cached_property
     def state(self) -> dict[str, Tensor]:
@@ -99,12 +110,22 @@ class Subject:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes with the weights, the start, the architecture, the data, the batches, the loss and the dtype."""
+        """Changes with the weights, the start, the model's code, the data, the batches, the loss and the dtype."""
         loss = self.loss.function
         parts = [fingerprint(self.state), fingerprint(dict(self.start)), repr(self.model), self.train.fingerprint,
                  self.test.fingerprint if self.test else "", str(self.head), self.loss.name, str(self.loss.upper),
-                 f"{loss.__module__}.{loss.__qualname__}"]
+                 f"{loss.__module__}.{loss.__qualname__}", *_code(self.model)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _code(model: nn.Module) -> list[str]:
+    """The source of every class in the model that is not torch's own; what it computes may change with it."""
+    found = []
+    for kind in sorted({type(m) for m in model.modules()}, key=lambda k: f"{k.__module__}.{k.__qualname__}"):
+        if not kind.__module__.startswith("torch."):
+            with contextlib.suppress(OSError, TypeError):  # a class typed into a console has no source
+                found.append(inspect.getsource(kind))
+    return found
 
 
 def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | PathLike, train: Iterable | Batches,
@@ -153,20 +174,24 @@ def _check_finite(state: Mapping[str, Tensor], what: str) -> None:
 def _check_runs(subject: Subject) -> None:
     some = next(iter(subject.model.parameters()))
     for data in filter(None, (subject.train, subject.test)):
+        few = next(iter(data)).select(slice(2))
         try:
             with torch.no_grad():
-                forward(subject.model, next(iter(data)).select(slice(2)).to(some.device, some.dtype))
+                outputs = forward(subject.model, few.to(some.device, some.dtype))
         except Exception as error:  # a model may raise anything for inputs that it was not written for
             raise InputError(f"the model {type(subject.model).__name__} does not run on {data.name!r} "
                              f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); "
                              "give inputs of the shape and type that it was trained on") from error
+        if outputs.ndim != 2 or len(outputs) != len(few):
+            raise InputError(f"the model gives outputs of the shape {list(outputs.shape)} for {len(few)} examples of "
+                             f"{data.name!r}; one row of scores per example is needed")
 
 
 def _check_data(subject: Subject) -> None:
     for data in filter(None, (subject.train, subject.test)):
         labels = data.labels
-        if any(t.isnan().any() for batch in data for t in batch.tensors() if t.is_floating_point()):
-            raise InputError(f"the data set {data.name!r} holds NaN; repair or drop these examples")
+        if not all(t.isfinite().all() for batch in data for t in batch.tensors() if t.is_floating_point()):
+            raise InputError(f"the data set {data.name!r} holds NaN or infinite numbers; repair or drop these examples")
         if subject.loss.classification and labels.is_floating_point():
             raise InputError(f"labels of type {labels.dtype} came in {data.name!r}; {subject.loss.name} needs "
                              "whole-number class labels")

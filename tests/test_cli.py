@@ -348,6 +348,9 @@ def test_train_then_audit(folder, capsys):
     ({"epochs": "0"}, "it must be at least 1"),
     ({"learning-rate": "1e9"}, "use a smaller learning rate"),
     ({"train": "nowhere.npz"}, "give the path of an existing .npz"),
+    ({"noise": "0.2"}, "it describes noise that is in the labels already, for consistent-loss"),
+    ({"noise": "2", "algorithm": "consistent-loss"}, "give a fraction from 0 to below 1"),
+    ({"algorithm": "l2-sp:weight=abc"}, "give a number"),
 ])
 def test_bad_training_is_one_line_exit_2_and_no_output(folder, capsys, monkeypatch, given, end_of_sentence):
     monkeypatch.chdir(folder)
@@ -408,6 +411,8 @@ def test_a_study_file_run_twice(folder, capsys):
     ("from genmeasure.study import Request\nSUBJECTS, REQUESTS = list, (Request('gapp'),)", "did you mean 'gap'?"),
     ("import", "correct the study file"),
     ("1 / 0", "correct the study file"),
+    ("from genmeasure.study import Request\nREQUESTS = [Request('gap')]\ndef SUBJECTS(): return 1 / 0",
+     "correct the study file"),
 ])
 def test_a_bad_study_is_one_line_exit_2_and_no_output(tmp_path, capsys, text, end_of_sentence):
     if text is not None:
@@ -457,3 +462,49 @@ def test_interrupted_it_keeps_what_is_complete_and_goes_on(folder, everyone):
     now = {p.name: p.stat().st_mtime_ns for p in (out / "parts").glob("*.csv")}
     assert len(now) == 4
     assert now.items() >= kept.items()
+
+
+def test_a_second_run_with_other_measures_leaves_nothing_of_the_first(folder):
+    out = folder / "out"
+    assert main(audit_arguments(folder, "--measure", "noise-stability:sigmas=0.01,max_passes=2")) == 0
+    assert (out / "plots" / "hessian-against-noise.png").exists()
+    assert main(audit_arguments(folder, "--measure", "gap", "--measure", "gap")) == 0
+    assert not list((out / "plots").iterdir())
+    assert "Noise stability" not in (out / "report.html").read_text(encoding="utf-8")
+    assert set(written(out)["measure"]) == {"gap"}
+
+
+def test_an_output_that_is_a_file_is_one_line_and_exit_2(folder, capsys):
+    (folder / "taken").write_text("mine")
+    assert main(audit_arguments(folder, "--measure", "gap", out=folder / "taken")) == 2
+    assert capsys.readouterr().err.endswith("give a path that can be read or written\n")
+    assert (folder / "taken").read_text() == "mine"
+
+
+def test_a_broken_provenance_is_one_line_and_exit_2(folder, capsys):
+    assert main(audit_arguments(folder, "--measure", "gap")) == 0
+    (folder / "out" / "provenance.json").write_text("{")
+    assert main(["report", str(folder / "out")]) == 2
+    assert capsys.readouterr().err.endswith("delete it, or run the study again\n")
+
+
+@pytest.mark.parametrize(("text", "end_of_sentence"), [
+    ("hessian-trace:rtol=abc", "give a number"), ("hessian-top:per_layer=3", "give True or False"),
+    ("hessian-distance:steps=-1", "give a whole number, not negative"),
+    ("noise-stability:sigmas=a", "give numbers with commas between")])
+def test_a_parameter_of_another_kind_is_one_line_and_exit_2(folder, capsys, text, end_of_sentence):
+    assert main(audit_arguments(folder, "--measure", text)) == 2
+    assert capsys.readouterr().err.endswith(f"{end_of_sentence}\n")
+    assert not (folder / "out").exists()
+
+
+def test_a_regression_is_audited_from_arrays(folder):
+    (x, _), (tx, _) = small.images(), small.images(seed=1)
+    targets = np.zeros((len(x), 3), dtype=np.float32)
+    np.savez(folder / "regression.npz", x_train=x, y_train=targets, x_test=tx, y_test=targets[:len(tx)])
+    data = f"{folder / 'regression.npz'}"
+    arguments = audit_arguments(folder, "--loss", "squared", train=f"{data}#train", test=f"{data}#test")
+    assert main([*arguments, "--measure", "gap", "--measure", "hessian-trace"]) == 0
+    found = written(folder / "out")
+    assert not found["term"].astype(str).str.startswith("error").any()
+    assert found.loc[found["layer"] == "total", "value"].item() > 0

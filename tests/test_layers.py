@@ -41,6 +41,22 @@ def test_layers_come_in_the_order_in_which_they_run():
     assert layers[0].width == 100
 
 
+def test_batch_norm_behind_something_in_place_is_not_the_layers():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 2))
+    assert find_layers(net.eval(), batch(2, 1, 5, 5))[0].batch_norm is None
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1), nn.Linear(25, 2)
+
+        def forward(self, x):
+            out = self.conv(x)
+            out += x
+            return self.head(self.norm(out).flatten(1))
+    assert find_layers(Block().eval(), batch(2, 1, 5, 5))[0].batch_norm is None
+
+
 def test_a_head_can_be_named_and_a_wrong_name_is_refused():
     assert find_layers(Residual().eval(), batch(2, 1, 5, 5), head="second")[1].head
     with pytest.raises(InputError, match=r"did you mean 'second'\?$"):
@@ -140,10 +156,15 @@ def test_operator_norm_matches_the_recorded_kernels():
     assert spectral(kernel) == pytest.approx(7.302, abs=1e-3)
 
 
-def test_operator_norm_of_another_padding_is_refused():
-    conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")
-    with pytest.raises(InputError, match="use the reshaped norm$"):
-        operator_norm(Layer("", "weight", conv, (1, 4, 4), (1, 4, 4)), conv.weight)
+@pytest.mark.parametrize("options", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}])
+def test_operator_norm_of_other_paddings(options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv = nn.Conv2d(2, 3, 3, **options)
+    x = torch.zeros(1, 2, 5, 5)
+    dense = torch.func.jacrev(conv)(x).reshape(75, -1).detach().double().numpy()
+    norm = operator_norm(Layer("", "weight", conv, (2, 5, 5), (3, 5, 5)), conv.weight.detach())
+    assert norm == pytest.approx(np.linalg.norm(dense, 2), rel=1e-5)
 
 
 def test_row_norms_of_a_matrix_that_is_not_square():

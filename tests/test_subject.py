@@ -205,10 +205,11 @@ def test_a_loss_and_data_of_ones_own(nets):
 def test_inputs_that_are_not_finite_leave_no_number(nets):
     start, end = nets
     x, y = small.images()
-    x[5, 0, 0, 0] = float("nan")
-    with pytest.raises(InputError, match="the data set 'train' holds NaN; repair or drop these examples$"):
-        subject(end, start, [(x, y)])
-    x[5, 0, 0, 0] = float("inf")
+    for bad in (float("nan"), float("inf")):
+        x[5, 0, 0, 0] = bad
+        with pytest.raises(InputError, match="holds NaN or infinite numbers; repair or drop these examples$"):
+            subject(end, start, [(x, y)])
+    x[5] = 3e38  # overflows in the network
     found = subject(end, start, [(x, y)])
     for name in ("margin", "noise-stability", "neyshabur2018"):
         with pytest.raises(InputError, match="check the inputs, or measure with --dtype float64$"):

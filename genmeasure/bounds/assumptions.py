@@ -1,14 +1,18 @@
-"""What a theorem assumes, checked on the subject. Each check returns None, or a sentence that says what is violated."""
+"""What a theorem assumes, checked on the subject: None, or a sentence that says what is violated."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from torch import nn
 
 from genmeasure.curvature.gauss_newton import piecewise_linear
 from genmeasure.subject import Subject
 
 
-def feed_forward(subject: Subject) -> str | None:
+def feed_forward(subject: Subject, parameters: Mapping[str, Any]) -> str | None:
     """A plain chain of layers without biases, with positively homogeneous activations.
 
     Such a network of L layers is homogeneous of degree L in its weights: f(c W) = c^L f(W). Residual branches, biases,
@@ -27,14 +31,36 @@ def feed_forward(subject: Subject) -> str | None:
             "branches, biases, normalisation or smooth activations")
 
 
-def smooth(subject: Subject) -> str | None:
+KNOWN = (nn.Sequential, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ReLU, nn.LeakyReLU, nn.Flatten, nn.Identity,
+         nn.Dropout, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+"""Modules whose whole forward pass is known; those without weights are 1-Lipschitz and keep zero at zero."""
+
+
+def known_modules(subject: Subject, parameters: Mapping[str, Any]) -> str | None:
+    """The forward pass is a chain of known modules: nothing rescales, and a Linear is applied once per example."""
+    strange = sorted({type(m).__name__ for m in subject.model.modules() if type(m) not in KNOWN})
+    if strange:
+        return f"the forward pass of {', '.join(strange)} is not known to apply layers and 1-Lipschitz steps alone"
+    if any(not x.convolution and len(x.input_shape) > 1 for x in subject.layers):
+        return "a Linear layer is applied at several positions of an example"
+    return None
+
+
+def bounded_inputs(subject: Subject, parameters: Mapping[str, Any]) -> str | None:
+    """The Euclidean norm of every input is bounded by a number fixed in advance."""
+    if parameters.get("variant") == "theorem" and parameters["input_norm"] is None:
+        return "the bound on the inputs' norm is the largest on the sample; give input_norm"
+    return None
+
+
+def smooth(subject: Subject, parameters: Mapping[str, Any]) -> str | None:
     """Activations are twice differentiable."""
     if subject.remember("piecewise linear", lambda: piecewise_linear(subject.risk)):
         return "the outputs are piecewise linear in each layer's weights, so activations are not twice differentiable"
     return None
 
 
-def bounded_loss(subject: Subject) -> str | None:
+def bounded_loss(subject: Subject, parameters: Mapping[str, Any]) -> str | None:
     """The loss lies in [0, C] for every input, not only on the sample."""
     if subject.loss.upper is None:
         return f"the loss {subject.loss.name} is unbounded; C is a plug-in"

@@ -6,7 +6,7 @@ import math
 
 from genmeasure.bounds.assumptions import bounded_loss, feed_forward
 from genmeasure.bounds.terms import exponential, laid_out, loss_bound
-from genmeasure.errors import unknown
+from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import Estimate
 from genmeasure.layers import operator_norm
 from genmeasure.norms import frobenius, spectral
@@ -40,6 +40,8 @@ def li2021(subject: Subject, *, variant: str = "table", epsilon: float = 0.1, de
     confirmed. Norms are of reshaped kernels in the table and of linear maps in the theorem, BatchNorm folded.
     """
     n = subject.train.size
+    if not 0 < delta < 1 or epsilon <= 0:
+        raise InputError(f"delta {delta} and epsilon {epsilon} came; delta is a probability and epsilon is positive")
     starts = [subject.start_weight(x, fold=True) for x in subject.layers]
     distances = [frobenius(subject.displacement(x, fold=True)) for x in subject.layers]
     if variant == "table":

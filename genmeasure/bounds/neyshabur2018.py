@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from genmeasure.bounds.assumptions import feed_forward
+from genmeasure.bounds.assumptions import bounded_inputs, feed_forward, known_modules
 from genmeasure.bounds.terms import exponential, laid_out
 from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import Estimate
@@ -55,10 +55,12 @@ def grid_log_beta(log_beta: float, depth: int, margin: float, input_norm: float,
     return math.log(math.exp(low) + step * spacing)
 
 
-@bound("neyshabur2018", index=("term",), kind={"theorem": "certificate", "code": "measure", "table": "reproduction"},
-       source="arXiv:1707.09564, Theorem 1; table: Ju, Li & Zhang 2022 (reconstructed)", assumes=(feed_forward,))
+@bound("neyshabur2018", index=("term",), needs=("classes",),
+       kind={"theorem": "certificate", "code": "measure", "table": "reproduction"},
+       source="arXiv:1707.09564, Theorem 1; table: Ju, Li & Zhang 2022 (reconstructed)", assumes=(
+           feed_forward, known_modules, bounded_inputs))
 def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 0.05,
-                  percentile: float = 0.1) -> dict[str, Estimate]:
+                  percentile: float = 0.1, input_norm: float | None = None) -> dict[str, Estimate]:
     """0-1 error of a plain ReLU network from its spectral norms, its Frobenius norms and a margin.
 
     variant `theorem`: margin loss plus 4 sqrt((KL + ln ...)/(m - 1)) with explicit constants, the best of a grid of
@@ -66,9 +68,13 @@ def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 
     norm. `table`: sqrt(P^2 sum F_i^2/s_i^2 / (margin^2 n)), reshaped kernels. `code`: the authors' public code,
     d (P/margin) sqrt(sum h_i D_i^2/s_i^2) / sqrt(n) with the distance D_i from the start. The last two take the margin
     at `percentile` of the training margins and are infinite where that is not positive. BatchNorm is folded, the
-    start's with the start's statistics. delta: probability that the certificate fails.
+    start's with the start's statistics. delta: probability that the certificate fails. input_norm: a bound on the
+    Euclidean norm of all inputs, fixed in advance; the largest on the sample, if None, certifies nothing.
     """
     found = predictions(subject)
+    if not 0 < delta < 1 or not 0 <= percentile <= 1 or (input_norm is not None and input_norm <= 0):
+        raise InputError(f"delta {delta}, percentile {percentile} and input_norm {input_norm} came; delta and "
+                         "percentile are probabilities, and the input norm is positive")
     if found.margin is None:
         raise InputError(f"the loss {subject.loss.name!r} has no classes; margins need a classification loss")
     weights = [subject.weight(x, fold=True) for x in subject.layers]
@@ -82,7 +88,12 @@ def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 
         norms = [operator_norm(x, w) for x, w in zip(subject.layers, weights, strict=True)]
         positions = [math.prod(x.output_shape[1:]) if x.convolution else 1 for x in subject.layers]
         ratios = [math.sqrt(p) * frobenius(w) / s for p, w, s in zip(positions, weights, norms, strict=True)]
-        width, b = max(x.width for x in subject.layers), found.input_norm.max().item()
+        width = max(x.width for x in subject.layers)
+        largest = found.input_norm.max().item()
+        b = largest if input_norm is None else float(input_norm)
+        if b < largest:
+            raise InputError(f"input_norm {b} came, but a training input has the norm {largest:.6g}; give a bound that "
+                             "holds for every input")
         log_beta = sum(math.log(s) for s in norms) / d
 
         def at(gamma: float) -> tuple[float, float, float]:

@@ -41,6 +41,8 @@ def loss_bound(subject: Subject, bound: str | float) -> float:
     training loss of a single example, a plug-in that certifies nothing (measures.md 5).
     """
     if isinstance(bound, (int, float)):
+        if bound <= 0:
+            raise InputError(f"the loss bound {bound} came; it must be positive")
         return float(bound)
     if bound == "max-sample":
         return predictions(subject).loss.max().item()

@@ -55,6 +55,17 @@ def piecewise_linear(risk: Risk, seed: int = 0, examples: int = 8) -> bool:
 
 
 @torch.no_grad()
+def convex_in_outputs(risk: Risk) -> bool:
+    """Whether A has no negative eigenvalue on any example, so that G_ii is positive semidefinite."""
+    def least(batch: Batch) -> Tensor:
+        batch = risk.place(batch)
+        risk.spend(FORWARD, len(batch))
+        values = torch.linalg.eigvalsh(output_hessian(risk, risk.outputs({}, batch), batch.targets))
+        return values[:, 0] + 1e-5 * values.abs().max(1).values
+    return bool((risk.engine.examples(least, risk.batches) >= 0).all())
+
+
+@torch.no_grad()
 def gauss_newton_forms(risk: Risk, layer: Layer, direction: Tensor) -> Tensor:
     """v' G_ii v for every example, [examples], from one Jacobian-vector product."""
     scalar = torch.zeros((), device=risk.device, dtype=risk.dtype)

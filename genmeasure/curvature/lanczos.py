@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BREAKDOWN = 1e-7
-"""A new direction this small relative to the operator is rounding (of float32 products): the space is exhausted."""
+BREAKDOWN = {torch.float32: 1e-7, torch.float64: 1e-14}
+"""A new direction this small relative to the operator is rounding of its products: the space is exhausted."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Tridiagonal:
     """The operator in the Krylov basis so far.
 
     diagonal [b, m], off_diagonal [b, m] (its last entry couples to the next, unseen direction), exhausted [b]: the
-    basis spans an invariant subspace, so that what is read off is exact up to rounding.
+    basis spans an invariant subspace, so that what is read off is exact up to rounding of the products.
     """
 
     diagonal: Tensor
@@ -59,7 +59,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> I
         for _ in range(2):  # once is not enough in finite precision
             w = w - torch.bmm(torch.bmm(known, w[:, :, None]).mT, known)[:, 0]
         beta = w.norm(dim=1).double()
-        alive = alive & (beta > BREAKDOWN * scale) & (step + 1 < start.shape[1])
+        alive = alive & (beta > BREAKDOWN[start.dtype] * scale) & (step + 1 < start.shape[1])
         beta = torch.where(alive, beta, 0.0)
         off_diagonal.append(beta)
         yield Tridiagonal(torch.stack(diagonal, 1), torch.stack(off_diagonal, 1), ~alive)

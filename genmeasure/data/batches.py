@@ -74,6 +74,10 @@ class Batch:
             counts = " and ".join(map(str, sorted(lengths)))
             raise InputError(f"a batch came whose tensors hold {counts} examples; there must be one label for each "
                              "input")
+        if self.clean is not None and self.clean.shape != self.targets.shape:
+            raise InputError(f"labels of shape {list(self.targets.shape)} and clean labels of shape "
+                             f"{list(self.clean.shape)} came; a batch of three holds (inputs, labels, clean labels), "
+                             "several inputs go in a tuple or a mapping of their own")
         return self
 
     def __len__(self) -> int:

@@ -203,12 +203,15 @@ def _normalised(x: Tensor, mean: Any, std: Any, name: str) -> Tensor:
 
 
 def _labels(values: Any, what: str, name: str) -> Tensor:
+    """Class indices [n] int64, or the targets of a regression as they are; the loss knows which it needs."""
     y = _tensor(values, what, name)
-    if y.dim() != 1:
-        raise InputError(f"{what} in {name!r} has the shape {list(y.shape)}; give one class index for each example")
-    if y.is_floating_point() or y.is_complex():
-        raise InputError(f"{what} in {name!r} has the type {y.dtype}; labels must be integer class indices, "
-                         "convert them")
+    if y.is_floating_point() and y.dim() >= 1:
+        if not bool(y.isfinite().all()):
+            raise InputError(f"{what} in {name!r} holds NaN or infinite numbers; repair or drop these examples")
+        return y
+    if y.dim() != 1 or y.is_complex():
+        raise InputError(f"{what} in {name!r} has the shape {list(y.shape)} and the type {y.dtype}; give one class "
+                         "index for each example")
     y = y.to(torch.int64)
     if len(y) and y.min() < 0:
         raise InputError(f"{what} in {name!r} goes down to {y.min()}; class indices start at 0")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genmeasure.curvature.forms import hessian_forms, positive_forms
-from genmeasure.curvature.gauss_newton import gauss_newton_forms, piecewise_linear
+from genmeasure.curvature.gauss_newton import convex_in_outputs, gauss_newton_forms, piecewise_linear
 from genmeasure.estimate import Estimate
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
@@ -35,7 +35,7 @@ def layer_forms(subject: Subject, *, steps: int, rtol: float) -> dict[str, Forms
 
 def _layer_forms(subject: Subject, steps: int, rtol: float) -> dict[str, Forms]:
     risk = subject.risk
-    semidefinite = subject.remember("piecewise linear", lambda: piecewise_linear(risk))
+    semidefinite = subject.remember("piecewise linear", lambda: piecewise_linear(risk)) and convex_in_outputs(risk)
     result = {}
     for layer in subject.layers:
         v = subject.displacement(layer)
@@ -55,10 +55,11 @@ def hessian_distance(subject: Subject, *, steps: int = STEPS, rtol: float = RTOL
     """v_i' H_ii v_i of single training examples along the displacement v_i = W_i - W_i(start), per layer.
 
     H_ii is the diagonal block of one example's loss, so nothing depends on the batch size. `vGv` takes the Gauss-Newton
-    block, `vH+v` the positive part; all three agree for networks that are piecewise linear in each weight tensor.
+    block, `vH+v` the positive part. The first two agree for networks that are piecewise linear in each weight tensor,
+    all three if the loss is also convex in the outputs.
     The maximum is exact over the examples scanned, whose number is n; it grows with that number.
     `vH+v-max-error` is the width of a bracket that holds the maximum, which Lanczos narrows until it is below `rtol`
-    relative or for at most `steps` products (0: exact).
+    relative or for at most `steps` products (0: exact up to rounding).
     Totals are sums over layers.
     """
     result: dict[tuple[str, str], Estimate] = {}

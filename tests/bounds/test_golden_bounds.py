@@ -10,6 +10,7 @@ import genmeasure as gm
 from genmeasure.bounds import li2021, neyshabur2018
 from genmeasure.bounds.ju2022 import contribution
 from genmeasure.data.batches import Batches
+from genmeasure.errors import InputError
 from genmeasure.norms import frobenius, mars, spectral, two_one
 from genmeasure.subject import subject
 
@@ -96,10 +97,50 @@ def test_no_distance_gives_zero(name, parameters):
 
 
 def test_a_plain_chain_meets_the_assumption_and_keeps_the_certificate():
-    frame = gm.measure(chain(), "neyshabur2018")
+    frame = gm.measure(chain(), "neyshabur2018", input_norm=10.0)
     assert set(frame["kind"]) == {"certificate"}
-    assert frame.loc[frame["term"] == "assumes:feed-forward", "value"].item() == 1
+    assumed = frame[frame["term"].str.startswith("assumes:")].set_index("term")["value"]
+    assert dict(assumed) == {"assumes:feed-forward": 1, "assumes:known-modules": 1, "assumes:bounded-inputs": 1}
     assert frame.loc[frame["term"] == "vacuous", "value"].item() == 1
+
+
+def test_a_bound_on_the_inputs_read_off_the_sample_certifies_nothing():
+    frame = gm.measure(chain(), "neyshabur2018")
+    assert set(frame["kind"]) == {"measure"}
+    assert frame.loc[frame["term"] == "assumes:bounded-inputs", "value"].item() == 0
+    with pytest.raises(InputError, match="give a bound that holds for every input$"):
+        gm.measure(chain(), "neyshabur2018", input_norm=0.1)
+
+
+def test_a_forward_pass_that_could_rescale_certifies_nothing():
+    class Rescaling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8, bias=False), nn.Linear(8, 3, bias=False)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(100 * x)))
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    net = Rescaling()
+    frame = gm.measure(subject(net, net, Batches.from_arrays(x, net(x).argmax(1)), device="cpu"), "neyshabur2018",
+                       input_norm=10.0)
+    assert set(frame["kind"]) == {"measure"}
+    assert frame.loc[frame["term"] == "assumes:feed-forward", "value"].item() == 1
+    assert frame.loc[frame["term"] == "assumes:known-modules", "value"].item() == 0
+
+
+@pytest.mark.parametrize(("name", "parameters"), [
+    ("neyshabur2018", {"delta": 2.0}), ("neyshabur2018", {"percentile": 10}), ("neyshabur2018", {"input_norm": -1})])
+def test_parameters_out_of_range_are_refused(name, parameters):
+    with pytest.raises(InputError, match="are probabilities, and the input norm is positive$"):
+        gm.measure(chain(), name, **parameters)
+
+
+def test_an_epsilon_or_a_loss_bound_of_zero_is_refused():
+    with pytest.raises(InputError, match="delta is a probability and epsilon is positive$"):
+        gm.measure(chain(), "li2021", epsilon=0)
+    with pytest.raises(InputError, match="it must be positive$"):
+        gm.measure(chain(), "ju2022", loss_upper=-1)
 
 
 def test_a_certificate_can_be_smaller_than_one():

@@ -119,6 +119,24 @@ def test_bracket_holds_and_narrows_on_a_hard_spectrum():
     assert widths[-1] < 1e-8 < widths[7]
 
 
+@pytest.mark.parametrize("bulk", [1e-3, 1e-5])
+@pytest.mark.parametrize("outside", [0.01, 1.0])
+def test_bracket_holds_with_outliers_over_a_small_bulk(bulk, outside):
+    """Squares of the bulk are far below the top: the inner quadrature must not take them for rounding."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64)).Q
+    values = torch.cat([torch.tensor([5.0, -3.0, 2.0]), bulk * torch.randn(197, generator=generator)]).double()
+    weights = torch.cat([torch.full((3,), outside), torch.ones(197)]).double()
+    v = (basis @ (weights * torch.randn(200, generator=generator)))[None]
+    v /= v.norm()
+    operator = basis @ torch.diag(values) @ basis.T
+    truth = ((v @ basis) ** 2 @ values.abs()).item()
+    for t in lanczos(lambda q: q @ operator, v, 30):
+        low, high = (x.item() for x in absolute_value_bracket(t))
+        assert low - 1e-12 <= truth <= high + 1e-12
+    assert high - low < 0.2 * truth
+
+
 def test_extreme_eigenvalues_of_an_indefinite_matrix():
     smallest, largest = extreme_eigenvalues(lambda q: H @ q, 2, rtol=1e-12, max_products=5, like=H, seed=0)
     assert smallest.value == pytest.approx(-1.3027756377, abs=1e-10)

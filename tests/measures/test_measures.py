@@ -7,6 +7,7 @@ from torch import nn
 import genmeasure as gm
 from genmeasure.data.batches import Batches
 from genmeasure.errors import InputError
+from genmeasure.losses import Loss
 from genmeasure.measures.hessian_approximation import relative_rss, valid_range
 from genmeasure.predictions import margins
 from genmeasure.subject import subject
@@ -158,6 +159,50 @@ def test_top_eigenvalue_of_blocks_and_whole(data):
     assert at["total", "converged"] == 1
     assert at["total", "largest"] >= max(at["0", "largest"], at["4", "largest"]) - 1e-9
     assert at["total", "smallest"] <= min(at["0", "smallest"], at["4", "smallest"]) + 1e-9
+
+
+def test_noise_stability_of_a_well_fitted_model_does_not_depend_on_the_precision():
+    """Losses near zero are small differences of large outputs; their rounding is common to all draws."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+        x = torch.randn(64, 4)
+    y = net(x).argmax(1)
+    with torch.no_grad():
+        margin = net(x).sort(1).values
+        keep = (margin[:, 2] - margin[:, 1]) > 0.3
+        net[2].weight *= 60
+        net[2].bias *= 60
+    values = []
+    for dtype in ("float32", "float64"):
+        s = subject(net, net, Batches.from_arrays(x[keep], y[keep], batch_size=8), dtype=dtype, device="cpu")
+        assert s.risk.value() < 1e-6
+        values.append(gm.measure(s, "noise-stability", sigmas=(5e-4,), max_passes=10)["value"][0])
+    assert values[0] == pytest.approx(values[1], rel=0.02)
+
+
+def brier(outputs, targets):
+    p = outputs.softmax(1)
+    return p.square().sum(1) - 2 * p.gather(1, targets[:, None])[:, 0] + 1
+
+
+def test_positive_part_of_a_loss_that_is_not_convex_in_the_outputs():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        nets = [nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double() for _ in range(2)]
+        x, y = torch.randn(10, 3).double(), torch.randint(0, 3, (10,))
+    s = subject(*nets, Batches.from_arrays(x, y), dtype="float64", device="cpu", loss=Loss("brier", brier, upper=2.0))
+    frame = gm.measure(s, "hessian-distance", steps=30, rtol=1e-9).set_index(["layer", "term"])["value"]
+    for layer in s.layers:
+        v, truth = s.displacement(layer).reshape(-1), []
+        for i in range(10):
+            def loss(w, i=i, layer=layer):
+                weights = {layer.name: w.reshape(s.weight(layer).shape)}
+                return s.risk.losses(weights, next(iter(s.train)).select(slice(i, i + 1)))[0]
+            values, vectors = torch.linalg.eigh(torch.func.hessian(loss)(s.weight(layer).reshape(-1)))
+            truth.append(((vectors.T @ v) ** 2 * values.clamp(min=0)).sum().item())
+        assert frame[layer.name, "vH+v-max"] == pytest.approx(max(truth), rel=1e-6)
+        assert frame[layer.name, "vH+v-max"] > frame[layer.name, "vHv-max"] - 1e-12
 
 
 def test_losses_that_are_nan_name_the_example(data):
