@@ -35,23 +35,28 @@ def along(risk: Risk, layer: Layer, direction: Tensor, batch: Batch, function: C
 
 
 @torch.no_grad()
-def piecewise_linear(risk: Risk, seed: int = 0, examples: int = 8) -> bool:
-    """Whether the outputs are piecewise linear in each layer's weights alone, so that H_ii = G_ii.
+def linear_layers(risk: Risk, seed: int = 0, examples: int = 8) -> tuple[bool, ...]:
+    """For every layer whether the outputs are piecewise linear in its weights alone, so that H_ii = G_ii.
 
-    Decided by the second derivative of a few examples' outputs along one random direction per layer: zero for a
-    piecewise linear network, and almost surely not zero otherwise.
+    Decided by the second derivative of a few examples' outputs along one random direction per layer: zero where they
+    are, and almost surely not zero otherwise.
     """
     batch = risk.place(next(iter(risk.batches)).select(slice(examples)))
     generator = torch.Generator().manual_seed(seed)
     scalar = torch.zeros((), device=risk.device, dtype=risk.dtype)
+    found = []
     for layer in risk.layers:
         w = risk.weights[layer.name]
         direction = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
         risk.spend(4 * FORWARD, len(batch))
         slope, second = directional(along(risk, layer, direction, batch, risk.outputs), scalar)
-        if second.abs().max() > 1e-5 * slope.abs().max():
-            return False
-    return True
+        found.append(bool(second.abs().max() <= 1e-5 * slope.abs().max()))
+    return tuple(found)
+
+
+def piecewise_linear(risk: Risk) -> bool:
+    """Whether the outputs are piecewise linear in each layer's weights alone."""
+    return all(linear_layers(risk))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genmeasure.curvature.draws import batch_generator, rademacher
-from genmeasure.curvature.gauss_newton import gauss_newton_traces, piecewise_linear
+from genmeasure.curvature.gauss_newton import gauss_newton_traces, linear_layers
 from genmeasure.curvature.products import batch_hessian_product
 from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
@@ -49,13 +49,14 @@ def block_traces(risk: Risk, *, route: str, rtol: float, layer_rtol: float, atol
 
     route `gauss-newton`: Tr G_ii, one gradient per output (exact up to `EXACT_OUTPUTS` outputs) or one gradient with
     random signs per pass; that is Tr H_ii where the network is piecewise linear in each weight tensor. `split`: the
-    same plus Rademacher probes of the residual H - G, for smooth networks. `hutchinson`: Rademacher probes of H, for
-    any network and loss. `auto`: `gauss-newton` where the network is found piecewise linear, else `split`. Draws are
-    fresh for every batch and pass, and end when the total reaches a standard error of `max(atol, rtol * |value|)` and
-    every layer one of `max(atol, layer_rtol * |value|)`.
+    same plus Rademacher probes of the residual H - G in the layers where it is not, for smooth networks. `hutchinson`:
+    Rademacher probes of H, for any network and loss. `auto`: `gauss-newton` where the network is found piecewise
+    linear, else `split`. Draws are fresh for every batch and pass, and end when the total reaches a standard error of
+    `max(atol, rtol * |value|)` and every layer one of `max(atol, layer_rtol * |value|)`.
     """
+    linear = linear_layers(risk) if route in ("auto", "split") else (False,) * len(risk.layers)
     if route == "auto":
-        route = "gauss-newton" if piecewise_linear(risk) else "split"
+        route = "gauss-newton" if all(linear) else "split"
     if route not in ROUTES:
         raise unknown("route", route, ["auto", *ROUTES])
     exact: dict[int, Tensor] = {}
@@ -73,12 +74,15 @@ def block_traces(risk: Risk, *, route: str, rtol: float, layer_rtol: float, atol
             total = torch.zeros(len(risk.layers), dtype=torch.float64, device=risk.device)
             if route != "hutchinson":
                 total += gauss_newton(batch, generator)
-            if route != "gauss-newton":
-                probes = {k: rademacher(tuple(w.shape), generator).to(w) for k, w in risk.weights.items()}
-                total += hutchinson(risk, batch, probes, risk.residual_losses if route == "split" else None)
+            if route != "gauss-newton" and curved:
+                weights = {x.name: risk.weights[x.name] for x in curved}
+                probes = {k: rademacher(tuple(w.shape), generator).to(w) for k, w in weights.items()}
+                total[rows] += hutchinson(risk, batch, probes, risk.residual_losses if route == "split" else None)
             return total
         return risk.engine.batch_sums(one, risk.batches)
     layers, outputs = len(risk.layers), output_count(risk)
+    rows = [i for i, flat in enumerate(linear) if not flat]
+    curved = [risk.layers[i] for i in rows]
     if route == "gauss-newton" and outputs <= EXACT_OUTPUTS:
         value = draw(0).sum(0) / risk.batches.size
         return Traces(value, torch.zeros(layers, layers, dtype=torch.float64), risk.batches.size, route)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genmeasure.curvature.forms import hessian_forms, positive_forms
-from genmeasure.curvature.gauss_newton import convex_in_outputs, gauss_newton_forms, piecewise_linear
+from genmeasure.curvature.gauss_newton import convex_in_outputs, gauss_newton_forms, linear_layers
 from genmeasure.estimate import Estimate
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
@@ -35,12 +35,11 @@ def layer_forms(subject: Subject, *, steps: int, rtol: float) -> dict[str, Forms
 
 def _layer_forms(subject: Subject, steps: int, rtol: float) -> dict[str, Forms]:
     risk = subject.risk
-    semidefinite = subject.remember("piecewise linear", lambda: piecewise_linear(risk)) and convex_in_outputs(risk)
-    result = {}
-    for layer in subject.layers:
+    convex, result = convex_in_outputs(risk), {}
+    for layer, linear in zip(subject.layers, linear_layers(risk), strict=True):
         v = subject.displacement(layer)
         gauss_newton = gauss_newton_forms(risk, layer, v).double()
-        if semidefinite:  # then H_ii = G_ii = H_ii+
+        if linear and convex:  # then H_ii = G_ii = H_ii+
             result[layer.name] = Forms(gauss_newton, gauss_newton, gauss_newton.max().item(), 0.0)
             continue
         positive = positive_forms(risk, layer, v, steps=steps, rtol=rtol)

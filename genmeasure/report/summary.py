@@ -89,7 +89,7 @@ def _predictive(frame: pd.DataFrame, correlations: pd.DataFrame | None) -> list[
         over = "" if row["clusters"] == row["n"] else f" in {int(row['clusters'])} clusters"
         found.append(f"Over {int(row['n'])} checkpoints {name} correlates with the {row['gap']}: "
                      f"Pearson r = {pearson}, Kendall tau-b = {kendall} (95 % bootstrap intervals over "
-                     f"checkpoints{over}): {verdict}.")
+                     f"checkpoints{over}): by tau, {verdict}.")
     return found
 
 

@@ -50,11 +50,11 @@ def check(z):
 @pytest.mark.parametrize("route", ["split", "hutchinson"])
 def test_traces(smooth, route):
     truth = dense_traces(smooth)
-    z = []
+    z, sampled = [], slice(1 if route == "split" else 2)  # the head of a split trace is exact
     for seed in range(SEEDS):
         found = block_traces(smooth.risk, route=route, rtol=0, layer_rtol=0, atol=0, max_passes=PASSES, seed=seed)
         total = found.estimate()
-        each = (found.value - truth) / found.covariance.diagonal().sqrt()
+        each = ((found.value - truth) / found.covariance.diagonal().sqrt())[sampled]
         z.append([*each.tolist(), (total.value - truth.sum().item()) / total.stderr])
     check(z)
 
