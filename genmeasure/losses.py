@@ -49,6 +49,10 @@ def squared(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets.reshape(outputs.shape).to(outputs)).flatten(1).square().sum(1)
 
 
+def zero_one(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(-1) != targets).to(outputs.dtype)
+
+
 LOSSES = {loss.name: loss for loss in (
     Loss("cross-entropy", cross_entropy),
     Loss("clamped-cross-entropy", clamped_cross_entropy, upper=1.0),
