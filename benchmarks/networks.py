@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from harness import say
 from torch import Tensor, nn
 
 import genmeasure as gm
@@ -22,7 +25,9 @@ from genmeasure.errors import InputError
 from genmeasure.subject import Subject
 from genmeasure.training.loop import Settings, fine_tune
 
-EXAMPLES_SEED = 0
+EXAMPLES_SEED, START_SEED = 0, 1
+MOVED = 0.1
+"""Relative distance of every weight matrix from the start that is made up where there is none."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,41 @@ class Case:
     def label(self) -> str:
         return f"{self.subject.name}, {self.subject.train.size:,} examples"
 
+    def first(self, examples: int) -> Subject:
+        """The same subject with its first examples only."""
+        kept = torch.zeros(self.subject.train.size, dtype=torch.bool)
+        kept[:examples] = True
+        return on(self.subject, self.subject.train.take(kept))
 
-def make_case(name: str, model: nn.Module, x: Tensor, y: Tensor, examples: int, batch_size: int, device: str) -> Case:
-    """The model on `examples` rows of x and y drawn without replacement; the model itself serves as its start."""
+
+def on(subject: Subject, batches: list) -> Subject:
+    """The same model with other data."""
+    return gm.subject(subject.model, subject.start, Batches(batches), name=subject.name, head=subject.head,
+                      device=str(next(subject.model.parameters()).device))
+
+
+def batch_size(device: str) -> int:
+    return 64 if device == "cpu" else 256
+
+
+def make_case(name: str, model: nn.Module, x: Tensor, y: Tensor, examples: int, device: str,
+              start: nn.Module | None = None) -> Case:
+    """The model on `examples` rows of x and y drawn without replacement. start: the pretrained one, if there is."""
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(EXAMPLES_SEED))[:examples]
-    def subject(rows: Tensor) -> Subject:
-        return gm.subject(model, model, Batches.from_arrays(x[rows], y[rows], batch_size=batch_size), name=name,
-                          device=device)
-    return Case(subject(rows), subject(rows[:batch_size]))
+    data = Batches.from_arrays(x[rows], y[rows], batch_size=batch_size(device))
+    subject = gm.subject(model, start or displaced(model), data, name=name, device=device)
+    return Case(subject, on(subject, [next(iter(data))]))
+
+
+@torch.no_grad()
+def displaced(model: nn.Module) -> nn.Module:
+    """A start for a model that has none: every weight matrix moved by `MOVED` of its norm in a random direction."""
+    start, generator = copy.deepcopy(model), torch.Generator().manual_seed(START_SEED)
+    for weight in start.parameters():
+        if weight.ndim > 1:
+            move = torch.randn(weight.shape, generator=generator).to(weight)
+            weight += MOVED * weight.norm() / move.norm() * move
+    return start
 
 
 class Block(nn.Module):
@@ -78,7 +110,7 @@ class ResNet20(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def resnet20(examples: int, batch_size: int, device: str) -> Case:
+def resnet20(examples: int, device: str) -> Case:
     """ResNet-20 with its CIFAR-10 weights on CIFAR-10 training images; `InputError` where the files are absent."""
     row = manifest.entry("aka_resnet20")
     mean, std = (re.search(rf"{key} ([\d. ]+\d)", row["notes"]).group(1).replace(" ", ",") for key in ("mean", "std"))
@@ -86,7 +118,7 @@ def resnet20(examples: int, batch_size: int, device: str) -> Case:
     (batch,) = images
     model = ResNet20()
     match(model, read(manifest.verify("aka_resnet20")).tensors)
-    return make_case("ResNet-20", model, batch.inputs[0], batch.targets, examples, batch_size, device)
+    return make_case("ResNet-20", model, batch.inputs[0], batch.targets, examples, device)
 
 
 class RowTransformer(nn.Module):
@@ -110,22 +142,30 @@ def rectified_digit_network() -> nn.Module:
     return model
 
 
-def trained_on_digits(name: str, build: Callable[[], nn.Module], examples: int, batch_size: int, device: str) -> Case:
+def trained_on_digits(name: str, build: Callable[[], nn.Module], examples: int, device: str) -> Case:
     """The network after a short training on the digits 5-9, on its training images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build()
     train = digits()["train"]
-    data = Batches.from_arrays(train["x"], train["y"])
+    data = Batches.from_arrays(train["x"], train["y"], batch_size=len(train["x"]))
     settings = Settings(epochs=15, learning_rate=3e-3, schedule="cosine", device="cpu")
     trained = fine_tune(model, "plain", data, settings=settings, head="head").model
-    return make_case(name, trained, train["x"], train["y"], examples, batch_size, device)
+    return make_case(name, trained, train["x"], train["y"], examples, device)
 
 
-def piecewise_linear(examples: int, batch_size: int, device: str) -> tuple[Case, str]:
-    """ResNet-20, or where its files are absent a small ReLU network on digits and the reason."""
+@functools.lru_cache(maxsize=4)
+def piecewise_linear(examples: int, device: str) -> Case:
+    """ResNet-20, or where its files are absent a small ReLU network on digits; the reason is printed."""
     try:
-        return resnet20(examples, batch_size, device), ""
+        return resnet20(examples, device)
     except InputError as error:
-        case = trained_on_digits("ReLU digits network", rectified_digit_network, examples, batch_size, device)
-        return case, str(error)
+        say(f"  ResNet-20 is left out and a small network on digits taken instead: {error}")
+        return trained_on_digits("ReLU digits network", rectified_digit_network, examples, device)
+
+
+@functools.lru_cache(maxsize=1)
+def smooth(examples: int, device: str) -> tuple[Case, Case]:
+    """Two small smooth networks on digits."""
+    return (trained_on_digits("GELU digits network", digit_network, examples, device),
+            trained_on_digits("transformer on digits", RowTransformer, examples, device))

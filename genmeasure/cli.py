@@ -76,7 +76,8 @@ def demo(arguments: argparse.Namespace) -> int:
     engine = LocalEngine(arguments.workers)
     out = Path(arguments.out)
     subjects = make_checkpoints(out, seeds=arguments.checkpoint_seeds, device=arguments.device, engine=engine)
-    readings = run(subjects, requests(None, arguments.seed), out, study="demo", engine=engine,
+    affordable = [r for r in requests(None, arguments.seed) if not r.member.costly]
+    readings = run(subjects, affordable, out, study="demo", engine=engine,
                    provenance={**command(arguments), "by": "noise", "cluster": ["method", "noise"]})
     return finish(readings, out)
 
@@ -287,7 +288,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--measure", action="append", metavar="NAME[:key=value,...]",
                      help="a measure or bound with parameters; repeat for more; everything that applies if left out")
     sub.add_argument("--name", help="name of the subject; the end's file name if left out")
-    sub.add_argument("--loss", default="cross-entropy", help="loss per example")
+    sub.add_argument("--loss", default="cross-entropy", help="loss per example: cross-entropy, token-cross-entropy, "
+                     "next-token-cross-entropy, binary-cross-entropy, squared, clamped-cross-entropy")
     sub.add_argument("--dtype", default="float32", help="float32 or float64")
     sub.add_argument("--batch-size", type=int, default=64, help="examples per batch; fresh noise for every batch")
     sub.add_argument("--head", help="module path of the head; the layer that runs last if left out")

@@ -27,8 +27,8 @@ COEFFICIENTS = ("pearson", "pearson-log", "spearman", "kendall")
 KEY = ["measure", "variant", "layer", "sigma", "term"]
 COLUMNS = ("group", "gap", *KEY[:2], "kind", *KEY[2:], "n", "clusters", "missing", "nonfinite", "pairs", "tied-pairs",
            "tied-pairs-gap", "flag", *(f"{c}{end}" for c in COEFFICIENTS for end in ("", "-low", "-high")))
-FLAGS = ("assumes:", "vacuous")
-"""Terms that answer yes or no; they are no quantities."""
+FLAGS = ("assumes:", "vacuous", "density@")
+"""Terms that answer yes or no, or are points of a curve; they are no quantities to rank checkpoints by."""
 
 
 def correlate(readings: pd.DataFrame, *, gap: str = "loss-gap", cluster: str | Sequence[str] | None = None,

@@ -21,13 +21,24 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+def transposed(module: nn.Module) -> bool:
+    """Whether the module is transformers' `Conv1D` (GPT-2): a linear layer, no convolution, with a weight [in, out].
+
+    Known by its looks, so that transformers need not be installed.
+    """
+    weight = getattr(module, "weight", None)
+    return (type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2
+            and getattr(module, "nf", None) == weight.shape[1])
+
+
 @dataclass(frozen=True)
 class Layer:
     """A weight tensor that maps linearly from its layer's input to its output.
 
     name: the module's path (with `.in_proj` for an attention's). parameter: the weight's path in the state dict.
     input_shape and output_shape: of one example. batch_norm: path of the BatchNorm that takes this layer's output
-    directly, or None.
+    directly, or None. tied: other paths of the same weight (an embedding's, for one), through which derivatives with
+    respect to it go as well.
     """
 
     name: str
@@ -37,10 +48,15 @@ class Layer:
     output_shape: tuple[int, ...] = ()
     batch_norm: str | None = None
     head: bool = False
+    tied: tuple[str, ...] = ()
 
     @property
     def convolution(self) -> bool:
         return isinstance(self.module, CONVOLUTIONS)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """`weight`, or what has its shape, as a matrix [out, rest]; see `matrix`."""
+        return weight.T if transposed(self.module) else matrix(weight)
 
     @property
     def width(self) -> int:
@@ -73,23 +89,27 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tuple[Layer, ...]:
     """The selected layers in the order in which a forward pass runs them.
 
-    Selected is every weight of `Linear`, `Conv1d`, `Conv2d` and `Conv3d`, and the projections of
-    `MultiheadAttention`; a weight shared by two modules counts once, a module that never runs is left out.
+    Selected is every weight of `Linear`, `Conv1d`, `Conv2d` and `Conv3d`, the projections of `MultiheadAttention` and
+    transformers' `Conv1D`; a weight shared by two of these modules counts once, under the name of the first that runs,
+    and a module that never runs is left out.
     head: path of the head's module; by default the selected layer that runs last.
     """
     order: list[str] = []
+    last = ""
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     outputs: dict[int, tuple[str, Tensor, int]] = {}
     normed: dict[str, str] = {}
     names = {module: name for name, module in model.named_modules()}
 
     def record(module: nn.Module, inputs: tuple, output: object) -> None:
+        nonlocal last
         name = names[module]
         if isinstance(module, BATCH_NORMS):
             before = outputs.get(id(inputs[0]))
             if before and before[2] == inputs[0]._version:  # unchanged in place since the layer gave it out
                 normed.setdefault(before[0], name)
             return
+        last = f"{name}.out_proj" if isinstance(module, nn.MultiheadAttention) else name
         if name not in shapes:
             order.append(name)
             known = bool(inputs) and isinstance(output, Tensor)
@@ -101,7 +121,7 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
             outputs[id(output)] = (name, output, output._version)  # kept alive, so that no other tensor takes its id
 
     watched = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention, *BATCH_NORMS)
-    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, watched)]
+    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, watched) or transposed(m)]
     try:
         with torch.no_grad():
             forward(model, batch)
@@ -109,6 +129,9 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
         for hook in hooks:
             hook.remove()
 
+    paths: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(id(parameter), []).append(path)
     layers, seen = [], set()
     for name in order:
         module = model.get_submodule(name)
@@ -118,14 +141,18 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
                 seen.add(id(parameter))
                 path = f"{name}.{suffix}" if name else suffix
                 shown = name if suffix == "weight" else path.removesuffix("_weight")
-                layers.append(Layer(shown, path, module, *shapes[name], normed.get(name)))
+                tied = tuple(other for other in paths[id(parameter)] if other != path)
+                layers.append(Layer(shown, path, module, *shapes[name], normed.get(name), tied=tied))
     if not layers:
         raise InputError(f"the model {type(model).__name__} ran no Linear or Conv layer; "
                          "there is nothing to measure without one")
-    if head is not None and head not in [layer.name for layer in layers]:
+    wanted = last if head is None else head
+    weight = f"{wanted}.weight".removeprefix(".")
+    chosen = next((x for x in layers if x.name == wanted), None) or next((x for x in layers if weight in x.tied), None)
+    if chosen is None and head is not None:
         raise unknown("head layer", head, [layer.name for layer in layers])
-    chosen = head if head is not None else layers[-1].name
-    return tuple(replace(x, head=x.name == chosen) for x in layers)
+    chosen = chosen or layers[-1]
+    return tuple(replace(x, head=x is chosen) for x in layers)
 
 
 def matrix(weight: Tensor) -> Tensor:
@@ -145,7 +172,9 @@ def batch_norm_scale(layer: Layer, state: Mapping[str, Tensor], model: nn.Module
 def folded(layer: Layer, state: Mapping[str, Tensor], model: nn.Module) -> Tensor:
     """The weight with the BatchNorm behind it folded in (measures.md 2): diag(gamma / sqrt(var + eps)) W."""
     weight, scale = state[layer.parameter], batch_norm_scale(layer, state, model)
-    return weight if scale is None else weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    if scale is None:
+        return weight
+    return weight * (scale if transposed(layer.module) else scale.reshape(-1, *[1] * (weight.ndim - 1)))
 
 
 def operator_norm(layer: Layer, weight: Tensor, tolerance: float = 1e-8) -> float:

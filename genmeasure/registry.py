@@ -7,6 +7,7 @@ use, so adding a member is adding a file.
 from __future__ import annotations
 
 import ast
+import fnmatch
 import functools
 import hashlib
 import importlib
@@ -31,10 +32,12 @@ class Member:
     """A registered function and what its readings mean.
 
     index: columns that key the returned estimates, out of layer, sigma, term.
-    unit: of every estimate, or by term. kind: one of `KINDS`, or by the value of the parameter `variant`.
+    unit: of every estimate, or by term; a term may hold `*`, and the first one that matches counts. kind: one of
+    `KINDS`, or by the value of the parameter `variant`.
     source: where the definition is published. assumes: checks that a bound's theorem needs, each
     `check(subject, parameters) -> None | sentence` saying how this subject violates it.
     needs: `test` data or a loss with `classes`; without them `audit` leaves the member out.
+    costly: the demo, which audits many checkpoints in minutes, leaves the member out.
     """
 
     family: str
@@ -46,6 +49,7 @@ class Member:
     source: str = ""
     assumes: tuple[Callable, ...] = ()
     needs: tuple[str, ...] = ()
+    costly: bool = False
 
     @property
     def summary(self) -> str:
@@ -77,7 +81,9 @@ class Member:
         return self.kind if isinstance(self.kind, str) else self.kind[parameters["variant"]]
 
     def unit_for(self, term: str) -> str:
-        return self.unit if isinstance(self.unit, str) else self.unit.get(term, "")
+        if isinstance(self.unit, str):
+            return self.unit
+        return next((unit for pattern, unit in self.unit.items() if fnmatch.fnmatchcase(term, pattern)), "")
 
     def source_hash(self) -> str:
         """Changes with the code of the member's module and of every genmeasure module it imports."""

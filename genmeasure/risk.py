@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch.func import functional_call
 
 from genmeasure.data.batches import Batch, Batches
 from genmeasure.engine import Engine
+from genmeasure.errors import InputError, second_derivative
 from genmeasure.layers import Layer, forward
-from genmeasure.losses import Loss
+from genmeasure.losses import IGNORED, Loss
 
 FORWARD, GRADIENT, HESSIAN_PRODUCT = 1.0, 3.0, 9.0
 """Cost in forward-equivalents: a backward pass is two; differentiating a gradient triples its cost."""
@@ -31,8 +33,37 @@ class _OfBatch(nn.Module):
         return forward(self.model, batch)
 
 
+def scale(loss: Loss, data: Batches) -> float:
+    """Examples per prediction of a data set, which turns a mean over examples into one over predictions.
+
+    1 where every example is one prediction. Raises `InputError` where there is none at all.
+    """
+    if loss.predictions is None:
+        return 1.0
+    predictions = sum(int(loss.predictions(targets).sum()) for targets in data.targets)
+    if predictions == 0:
+        raise InputError(f"no token of the data set {data.name!r} is labelled for the loss {loss.name!r}; give at "
+                         f"least one token a label other than {IGNORED}")
+    return data.size / predictions
+
+
+def nodes(tensors: Iterable[Tensor]) -> Iterator[torch.autograd.graph.Node]:
+    """Every node of the graph that `tensors` were computed in, once."""
+    waiting, seen = [t.grad_fn for t in tensors], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            waiting += [before for before, _ in node.next_functions]
+
+
 class Risk:
     """Losses and gradients of a model over a data set, as functions of the weights of `layers`.
+
+    The loss of an example is the loss's own times `scale`: the loss of a sequence is the sum over its tokens divided by
+    the mean number of tokens of a sequence, so that the mean over examples is the mean over all tokens of the data set,
+    whatever the batches.
 
     Weights that are not given keep the model's values. The model is in evaluation mode and is never changed.
     `passes` counts what was spent so far, in forward passes over the whole data set.
@@ -43,6 +74,7 @@ class Risk:
         self.loss, self.layers, self.batches, self.engine = loss, tuple(layers), batches, engine
         self.weights: dict[str, Tensor] = {x.name: model.get_parameter(x.parameter).detach() for x in layers}
         self._paths = {x.name: f"model.{x.parameter}" for x in layers}
+        self.scale = scale(loss, batches)
         some = next(iter(self.weights.values()))
         self.device, self.dtype = some.device, some.dtype
         self.passes = 0.0
@@ -56,12 +88,16 @@ class Risk:
         return batch.to(self.device, self.dtype)
 
     def outputs(self, weights: Weights, batch: Batch) -> Tensor:
-        """[batch, classes]."""
+        """[batch, classes], or [batch, ...] as the loss takes them; not scaled."""
         return functional_call(self._model, {self._paths[k]: w for k, w in weights.items()}, (batch,))
 
     def losses(self, weights: Weights, batch: Batch) -> Tensor:
         """[batch]."""
-        return self.loss(self.outputs(weights, batch), batch.targets)
+        return self.losses_of(self.outputs(weights, batch), batch)
+
+    def losses_of(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """[batch], from the model's outputs."""
+        return self.scale * self.loss(outputs, batch.targets)
 
     def residual_losses(self, weights: Weights, batch: Batch) -> Tensor:
         """[batch], the losses linearised in the outputs at the present weights: <dl/df, f(weights)>, dl/df constant.
@@ -70,7 +106,7 @@ class Risk:
         """
         with torch.enable_grad():
             here = self.outputs({}, batch).detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.loss(here, batch.targets).sum(), here)
+            (slope,) = torch.autograd.grad(self.scale * self.loss(here, batch.targets).sum(), here)
         return (slope * self.outputs(weights, batch)).flatten(1).sum(1)
 
     @torch.no_grad()
@@ -82,7 +118,36 @@ class Risk:
         """
         batch = self.place(batch)
         self.spend(FORWARD, len(batch))
-        return self.loss(self.outputs(weights or {}, batch).double(), batch.targets).sum()
+        return self.scale * self.loss(self.outputs(weights or {}, batch).double(), batch.targets).sum()
+
+    def checked(self, values: Tensor, batch: Batch, what: str) -> Tensor:
+        """`values` [batch, ...] if all are finite, else `InputError` that names the example and its batch.
+
+        what: the quantity, as it is called in a sentence (`loss`, `Hessian trace`).
+        """
+        bad = (~torch.isfinite(values.detach())).reshape(len(values), -1).any(1).nonzero().squeeze(1)
+        if len(bad):
+            first = int(bad[0] if batch.rows is None else batch.rows[bad[0].cpu()])
+            others = f" and {len(bad) - 1} others of the batch" if len(bad) > 1 else ""
+            raise InputError(f"the {what} is NaN or infinite on example {first} of {self.batches.name!r} (batch "
+                             f"{batch.index}){others}; check the inputs, or measure with --dtype float64")
+        return values
+
+    @functools.cached_property
+    def twice_differentiable(self) -> bool:
+        """True; raises `InputError` where the model holds a function marked with `once_differentiable`.
+
+        torch leaves the second derivative through such a function out without a word where it also has other ways to
+        the weights, so that a Hessian product would be wrong.
+        """
+        batch = self.place(next(iter(self.batches)).select(slice(1)))
+        point = {k: w.detach().requires_grad_() for k, w in self.weights.items()}
+        with second_derivative(), torch.enable_grad():
+            losses = self.losses(point, batch)
+            slopes = torch.autograd.grad(losses.sum(), list(point.values()), create_graph=True, materialize_grads=True)
+            if any(node.name() == "torch::autograd::Error" for node in nodes(slopes)):
+                raise RuntimeError("trying to differentiate twice a function that was marked with once_differentiable")
+        return True
 
     def value(self) -> float:
         """Mean loss over the data set."""
@@ -94,7 +159,7 @@ class Risk:
         self.spend(GRADIENT, len(batch))
         point = {k: w.clone().requires_grad_() for k, w in self.weights.items()}
         with torch.enable_grad():
-            slopes = torch.autograd.grad(self.losses(point, batch).sum(), list(point.values()))
+            slopes = torch.autograd.grad(self.losses(point, batch).sum(), list(point.values()), materialize_grads=True)
         return dict(zip(point, slopes, strict=True))
 
     def gradient(self) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ import torch
 
 from genmeasure.engine import Engine, LocalEngine, progress
 from genmeasure.errors import InputError
+from genmeasure.predictions import has_input_norm
 from genmeasure.registry import Member, bound, find, measure
 from genmeasure.subject import Subject, SubjectFiles
 
@@ -54,9 +55,14 @@ def everything() -> tuple[Request, ...]:
 
 
 def applicable(subject: Subject, requests: Sequence[Request]) -> tuple[Request, ...]:
-    """Without members that need test data or classes where there are none."""
-    has = {"test": subject.test is not None, "classes": subject.loss.classification}
-    return tuple(r for r in requests if all(has[need] for need in r.member.needs))
+    """Without members that need test data, classes or norms of inputs where there are none."""
+    has = {"test": subject.test is not None, "classes": subject.loss.classification,
+           "input-norm": has_input_norm(subject)}
+
+    def needs(request: Request) -> tuple[str, ...]:
+        found = request.member.needs
+        return found[request.member.parameters(request.parameters)["variant"]] if isinstance(found, Mapping) else found
+    return tuple(r for r in requests if all(has[need] for need in needs(r)))
 
 
 def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
@@ -177,7 +183,7 @@ class Task:
                         failures.append(failed(subject, request, error, self.study))
                         continue
                 names.append(path.name)
-        selected = {x.parameter for x in subject.layers}
+        selected = {path for x in subject.layers for path in (x.parameter, *x.tied)}
         left_out = [n for n, p in subject.model.named_parameters() if p.ndim > 1 and n not in selected]
         facts = {"fingerprint": subject.fingerprint, "layers": [x.name for x in subject.layers],
                  "weights left out": left_out,

@@ -7,7 +7,9 @@ import copy
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -18,13 +20,13 @@ from torch import Tensor, nn
 from genmeasure.checkpoints.build import build
 from genmeasure.checkpoints.match import fingerprint, match
 from genmeasure.checkpoints.read import read
-from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batches
+from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batch, Batches
 from genmeasure.data.readers import load
 from genmeasure.engine import Engine, LocalEngine, get_device
 from genmeasure.errors import InputError
-from genmeasure.layers import Layer, find_layers, folded, forward
-from genmeasure.losses import Loss, get_loss
-from genmeasure.risk import Risk
+from genmeasure.layers import BATCH_NORMS, Layer, find_layers, folded, forward
+from genmeasure.losses import IGNORED, LOSSES, Loss, get_loss
+from genmeasure.risk import Risk, nodes, scale
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -115,6 +117,8 @@ class Subject:
         parts = [fingerprint(self.state), fingerprint(dict(self.start)), repr(self.model), self.train.fingerprint,
                  self.test.fingerprint if self.test else "", str(self.head), self.loss.name, str(self.loss.upper),
                  f"{loss.__module__}.{loss.__qualname__}", *_code(self.model)]
+        if self.loss.predictions is not None:
+            parts.append(getattr(self.loss.predictions, "__qualname__", ""))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -136,11 +140,15 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
 
     model: the fine-tuned module; it is copied and left as it is. start: the pretrained module, its state dict, or the
     path of a checkpoint file. train, test: any iterable of batches (tuples of inputs and labels, dicts with `labels`,
-    BatchEncoding). loss: a registered name or a `Loss`. dtype: float32 or float64; checkpoints are cast to it.
-    head: path of the head layer, by default the selected layer that runs last. labels: columns for the readings.
+    BatchEncoding). loss: a registered name (`token-cross-entropy` and `next-token-cross-entropy` for labels
+    [batch, tokens], `binary-cross-entropy` for several labels per example) or a `Loss`. dtype: float32 or float64;
+    checkpoints are cast to it. head: path of the head layer, by default the selected layer that runs last. labels:
+    columns for the readings.
 
     Raises `InputError` for weights that are not finite, a start that does not match, data that the model does not run
-    on, inputs that are NaN, and labels outside the classes.
+    on, inputs that are NaN, labels outside the classes, outputs that the loss does not take, a model whose outputs
+    differ between two calls or with the other examples of a batch, and outputs or a loss that depend on parameters
+    which are not the model's own.
     """
     if dtype not in DTYPES:
         raise InputError(f"the dtype {dtype!r} came; choose one of {', '.join(DTYPES)}")
@@ -150,8 +158,10 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     test = test if test is None or isinstance(test, Batches) else Batches(test, "test")
     result = Subject(name, owned, {}, get_loss(loss), train, test, engine or LocalEngine(), dict(labels or {}), head)
     _check_finite(result.state, f"weights of {name!r}")
+    for data in filter(None, (train, test)):
+        if not all(t.isfinite().all() for batch in data for t in batch.tensors() if t.is_floating_point()):
+            raise InputError(f"the data set {data.name!r} holds NaN or infinite numbers; repair or drop these examples")
     _check_runs(result)
-    _check_data(result)
     state = start.state_dict() if isinstance(start, nn.Module) else start
     if isinstance(state, (str, PathLike)):
         state = read(state).tensors
@@ -171,33 +181,159 @@ def _check_finite(state: Mapping[str, Tensor], what: str) -> None:
                              "a finite checkpoint is needed")
 
 
+PROBED = 4
+"""Examples that are looked at to find out what kind of function the model is."""
+REPEAT = {"float32": 1e-4, "float64": 1e-9}
+"""What rounding may change between two calls on the same examples, relative to the largest output."""
+REBATCH = {"float32": 1e-2, "float64": 1e-6}
+"""The same between batches of different size, which other kernels may carry out, and in lower precision."""
+
+
+@contextlib.contextmanager
+def _randomness_kept(device: torch.device) -> Iterator[None]:
+    """A model that draws leaves the global generators as they were."""
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(state)
+
+
 def _check_runs(subject: Subject) -> None:
     some = next(iter(subject.model.parameters()))
-    for data in filter(None, (subject.train, subject.test)):
-        few = next(iter(data)).select(slice(2))
-        try:
-            with torch.no_grad():
-                outputs = forward(subject.model, few.to(some.device, some.dtype))
-        except Exception as error:  # a model may raise anything for inputs that it was not written for
-            raise InputError(f"the model {type(subject.model).__name__} does not run on {data.name!r} "
-                             f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); "
-                             "give inputs of the shape and type that it was trained on") from error
-        if outputs.ndim != 2 or len(outputs) != len(few):
-            raise InputError(f"the model gives outputs of the shape {list(outputs.shape)} for {len(few)} examples of "
-                             f"{data.name!r}; one row of scores per example is needed")
+    with _randomness_kept(some.device):
+        for data in filter(None, (subject.train, subject.test)):
+            few = next(iter(data)).select(slice(PROBED)).to(some.device, some.dtype)
+            outputs = _outputs(subject, data, few)
+            shapes = (f"the model gives outputs of the shape {list(outputs.shape)} for {len(few)} examples of "
+                      f"{data.name!r} with labels of the shape {list(few.targets.shape)}")
+            _check_shapes(subject.loss, outputs, few.targets, shapes)
+            _check_labels(subject, data, outputs.shape[-1])
+            _check_loss(subject.loss, outputs, few.targets, shapes)
+            _check_repeats(subject, data, few, outputs)
+            _check_own_parameters(subject, few)
+        _check_depends(subject)
 
 
-def _check_data(subject: Subject) -> None:
-    for data in filter(None, (subject.train, subject.test)):
-        labels = data.labels
-        if not all(t.isfinite().all() for batch in data for t in batch.tensors() if t.is_floating_point()):
-            raise InputError(f"the data set {data.name!r} holds NaN or infinite numbers; repair or drop these examples")
-        if subject.loss.classification and labels.is_floating_point():
-            raise InputError(f"labels of type {labels.dtype} came in {data.name!r}; {subject.loss.name} needs "
-                             "whole-number class labels")
-        if subject.loss.classification and (labels.min() < 0 or labels.max() >= subject.classes):
-            raise InputError(f"the labels of {data.name!r} lie in {int(labels.min())}..{int(labels.max())} but the "
-                             f"model has {subject.classes} outputs; labels must be 0..{subject.classes - 1}")
+@torch.no_grad()
+def _outputs(subject: Subject, data: Batches, batch: Batch) -> Tensor:
+    try:
+        outputs = forward(subject.model, batch)
+    except Exception as error:  # a model may raise anything for inputs that it was not written for
+        raise InputError(f"the model {type(subject.model).__name__} does not run on {data.name!r} "
+                         f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); "
+                         "give inputs of the shape and type that it was trained on") from error
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"the model {type(subject.model).__name__} gives a {type(outputs).__name__}; wrap it in a "
+                         "module that gives a tensor, a tuple whose first entry is one, or something with .logits")
+    return outputs
+
+
+def _check_shapes(loss: Loss, outputs: Tensor, targets: Tensor, shapes: str) -> None:
+    if loss.classification and (outputs.ndim != 2 or len(outputs) != len(targets) or targets.ndim != 1):
+        remedy = ("take token-cross-entropy where every token has a label, or next-token-cross-entropy for a causal "
+                  "language model" if outputs.ndim == 3 else
+                  "take binary-cross-entropy for several labels per example, or squared for a regression"
+                  if outputs.ndim == targets.ndim == 2 else "give a model whose outputs are [batch, classes]")
+        raise InputError(f"{shapes}, but {loss.name} needs one row of scores and one label per example; {remedy}")
+    if loss in TOKEN_LOSSES and (outputs.ndim != 3 or outputs.shape[:2] != targets.shape):
+        raise InputError(f"{shapes}, but {loss.name} needs outputs [batch, tokens, classes] and labels [batch, "
+                         "tokens]; take cross-entropy where an example has one label, else give one label per token")
+
+
+TOKEN_LOSSES = (LOSSES["token-cross-entropy"], LOSSES["next-token-cross-entropy"])
+
+
+def _check_labels(subject: Subject, data: Batches, classes: int) -> None:
+    loss, numbers = subject.loss, torch.cat([targets.flatten() for targets in data.targets])
+    scale(loss, data)
+    if loss == LOSSES["binary-cross-entropy"] and (numbers.min() < 0 or numbers.max() > 1):
+        raise InputError(f"the labels of {data.name!r} lie in {numbers.min():g}..{numbers.max():g}; {loss.name} needs "
+                         "labels in 0..1")
+    if not loss.classification and loss not in TOKEN_LOSSES:
+        return
+    if numbers.is_floating_point():
+        raise InputError(f"labels of type {numbers.dtype} came in {data.name!r}; {loss.name} needs "
+                         "whole-number class labels")
+    rest = ""
+    if loss in TOKEN_LOSSES:
+        numbers, rest = numbers[numbers != IGNORED], f", or {IGNORED} where there is none"
+    if numbers.min() < 0 or numbers.max() >= classes:
+        raise InputError(f"the labels of {data.name!r} lie in {int(numbers.min())}..{int(numbers.max())} but the "
+                         f"model has {classes} outputs; labels must be 0..{classes - 1}{rest}")
+
+
+def _check_loss(loss: Loss, outputs: Tensor, targets: Tensor, shapes: str) -> None:
+    try:
+        values = loss(outputs, targets)
+    except Exception as error:  # a loss of one's own may raise anything
+        raise InputError(f"{shapes}, on which the loss {loss.name} fails ({type(error).__name__}: "
+                         f"{(str(error).splitlines() or [''])[0]}); choose a loss for such outputs and "
+                         "labels") from error
+    if values.shape != (len(targets),):
+        raise InputError(f"the loss {loss.name} gives values of the shape {list(values.shape)} for {len(targets)} "
+                         "examples; it must give one number per example, so take no mean over the batch")
+
+
+def _check_repeats(subject: Subject, data: Batches, few: Batch, outputs: Tensor) -> None:
+    """The outputs of an example are a function of this example alone."""
+    largest = outputs.abs().nan_to_num(0.0, 0.0).max().item()
+    width = "float64" if outputs.dtype is torch.float64 else "float32"
+    changed = _difference(_outputs(subject, data, few), outputs)
+    if changed > REPEAT[width] * largest:
+        raise InputError(f"two calls of the model on the same {len(few)} examples of {data.name!r} gave outputs that "
+                         f"differ by up to {changed:.3g} (the largest is {largest:.3g}), so that differences between "
+                         "losses would be differences between draws; switch off what draws at random in evaluation "
+                         "mode, such as F.dropout without training=self.training")
+    half = (len(few) + 1) // 2
+    if half == len(few):
+        return
+    changed = _difference(_outputs(subject, data, few.select(slice(half))), outputs[:half])
+    if changed > REBATCH[width] * largest:
+        culprits = [name for name, m in subject.model.named_modules()
+                    if isinstance(m, BATCH_NORMS) and m.running_mean is None]
+        blame = f", because of {', '.join(culprits[:3])} without running statistics" if culprits else ""
+        raise InputError(f"the outputs of an example of {data.name!r} change by up to {changed:.3g} (the largest is "
+                         f"{largest:.3g}) with the other examples in its batch{blame}; the loss of an example must "
+                         "depend on this example alone: give BatchNorm running statistics, or normalise over one "
+                         "example at a time")
+
+
+def _difference(these: Tensor, those: Tensor) -> float:
+    """The largest difference; infinite where the shapes differ, and none where both are NaN."""
+    return (these - those).abs().nan_to_num(0.0).max().item() if these.shape == those.shape else math.inf
+
+
+def _check_own_parameters(subject: Subject, few: Batch) -> None:
+    """All that could be learned is registered with the model: its own parameters are frozen, so nothing is left."""
+    with torch.enable_grad():
+        outputs = forward(subject.model, few)
+        found = _leaves(outputs), _leaves(subject.loss(outputs.detach(), few.targets))
+    for what, tensors in zip(("outputs of the model", f"loss {subject.loss.name}"), found, strict=True):
+        if tensors:
+            shapes = ", ".join(str(list(t.shape)) for t in tensors[:3]) + (", …" if len(tensors) > 3 else "")
+            raise InputError(f"the {what} depend{'s' * what.startswith('loss')} on {len(tensors)} tensors that require "
+                             f"gradients and are no parameters of the model (of the shapes {shapes}); register them "
+                             "with the model, as nn.Parameter or in an nn.ModuleList, or detach them")
+
+
+def _leaves(tensor: Tensor) -> list[Tensor]:
+    """The tensors that require gradients and that `tensor` was computed from."""
+    if tensor.requires_grad and tensor.grad_fn is None:
+        return [tensor]
+    return [node.variable for node in nodes([tensor]) if hasattr(node, "variable")]
+
+
+def _check_depends(subject: Subject) -> None:
+    risk = subject.risk
+    few = risk.place(next(iter(subject.train)).select(slice(PROBED)))
+    with torch.enable_grad():
+        outputs = risk.outputs({k: w.detach().requires_grad_() for k, w in risk.weights.items()}, few)
+    if not outputs.requires_grad:
+        raise InputError(f"the outputs of {type(subject.model).__name__} have no derivative with respect to any of the "
+                         f"{len(risk.layers)} layers' weights; remove torch.no_grad, detach or .data from its forward "
+                         "pass")
 
 
 @dataclass(frozen=True)

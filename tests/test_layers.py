@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import genmeasure as gm
 from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError
 from genmeasure.layers import Layer, batch_norm_scale, find_layers, folded, forward, operator_norm
@@ -67,6 +68,60 @@ def test_tied_weights_count_once():
     net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     net[1].weight = net[0].weight
     assert [x.name for x in find_layers(net, batch(2, 3))] == ["0"]
+
+
+def test_the_head_is_what_runs_last_even_where_its_weight_ran_before():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+            self.blocks.append(self.blocks[0])
+            self.embed, self.head = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x):
+            x = self.embed(x)
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x)
+    layers = find_layers(Net(), batch(2, 3))
+    assert [x.name for x in layers] == ["embed", "blocks.0", "blocks.1"]
+    assert [x.name for x in layers if x.head] == ["embed"]
+    assert layers[0].tied == ("head.weight",)
+    assert [x.name for x in find_layers(Net(), batch(2, 3), head="head") if x.head] == ["embed"]
+    assert [x.name for x in find_layers(Net(), batch(2, 3), head="blocks.1") if x.head] == ["blocks.1"]
+
+
+class Conv1D(nn.Module):
+    """As transformers writes it: a linear layer whose weight is [in, out]."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.empty(nx, nf).normal_(std=0.02)), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+
+
+def test_a_transposed_linear_layer_has_the_norms_of_the_linear_one():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(Conv1D(5, 3), nn.ReLU(), nn.Linear(5, 2))
+    own, head = find_layers(net, batch(2, 3))
+    assert (own.name, own.parameter, own.width, own.convolution) == ("0", "0.weight", 5, False)
+    linear = nn.Linear(3, 5)
+    linear.weight.data = net[0].weight.data.T.clone()
+    twin = find_layers(nn.Sequential(linear, nn.Linear(5, 2)), batch(2, 3))[0]
+    weight, usual = net[0].weight.detach(), linear.weight.detach()
+    assert own.matrix(weight).shape == (5, 3)
+    for norm in (frobenius, spectral, mars, two_one):
+        assert norm(own.matrix(weight)) == pytest.approx(norm(twin.matrix(usual)), rel=1e-12)
+    assert operator_norm(own, weight) == pytest.approx(operator_norm(twin, usual), rel=1e-12)
+    assert torch.equal(head.matrix(net[2].weight), net[2].weight)
+    subject = gm.subject(net, net, [(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]))], device="cpu")
+    rows = gm.measure(subject, "norm").set_index(["layer", "term"])["value"]
+    assert rows["0", "mars"] == pytest.approx(usual.abs().sum(1).max().item(), rel=1e-6)
 
 
 def test_attention_counts_its_projections():

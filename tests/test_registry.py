@@ -82,6 +82,8 @@ def test_kind_and_unit_follow_variant_and_term(package):
     member = family_of(package)["one"]
     assert member.kind_for({"variant": "theorem"}) == "certificate"
     assert (member.unit_for("a"), member.unit_for("b")) == ("loss", "")
+    many = registry.Member("thing", "many", len, unit={"*converged": "", "top*": "loss", "top-2": "never"})
+    assert [many.unit_for(t) for t in ("top", "top-2", "top-2-converged", "other")] == ["loss", "loss", "", ""]
 
 
 def test_a_subject_remembers_by_parameters(package):

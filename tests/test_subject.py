@@ -252,3 +252,143 @@ def test_files_load_to_the_same_subject(tmp_path):
 def test_bad_files_say_what_to_do(tmp_path, given, end_of_sentence):
     with pytest.raises(InputError, match=end_of_sentence):
         files(tmp_path, **given).load()
+
+
+class Around(nn.Module):
+    """`around(network, x)`, for models that do something wrong with a network."""
+
+    def __init__(self, network, around):
+        super().__init__()
+        self.network, self.around = network, around
+
+    def forward(self, x):
+        return self.around(self.network, x)
+
+
+def refused(around, start, end_of_sentence, train=None, **more):
+    state = torch.get_rng_state()
+    with pytest.raises(InputError, match=end_of_sentence):
+        subject(Around(copy.deepcopy(start), around), Around(start, around), train, **more)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert start.training
+
+
+def test_a_model_that_draws_at_random_is_refused(nets):
+    refused(lambda f, x: torch.dropout(f(x), 0.5, True), nets[0],
+            r"two calls .* differ by up to [\d.e-]+ .* such as F.dropout without training=self.training$")
+
+
+def test_examples_that_depend_on_each_other_are_refused(nets):
+    refused(lambda f, x: f(x) - f(x).mean(0), nets[0], "normalise over one example at a time$")
+    start = copy.deepcopy(nets[0])
+    start.stem_norm = nn.BatchNorm2d(4, track_running_stats=False)
+    with pytest.raises(InputError, match="because of stem_norm without running statistics; .* one example at a time$"):
+        subject(start, start)
+
+
+def test_parameters_that_are_not_the_models_own_are_refused(nets):
+    x, y = small.images()
+    temperature = torch.ones((), requires_grad=True)
+    with pytest.raises(InputError, match="^the loss warm depends on 1 tensors .* or detach them$"):
+        subject(nets[1], nets[0], loss=Loss("warm", lambda f, y: nn.functional.cross_entropy(
+            f * temperature, y, reduction="none")))
+    hidden = [nn.Linear(3, 3), nn.Linear(3, 3)]
+    refused(lambda f, x: hidden[1](hidden[0](f(x))), nets[0],
+            r"^the outputs of the model depend on 4 tensors .*register them with the model, as nn.Parameter or in an "
+            r"nn.ModuleList, or detach them$")
+    assert temperature.grad is None
+    assert subject(nets[1], nets[0], [(x, y)]).train.size == len(x)
+
+
+@pytest.mark.parametrize("around", [lambda f, x: f(x).detach(), lambda f, x: torch.no_grad()(f)(x)])
+def test_a_model_without_derivatives_is_refused(nets, around):
+    refused(around, nets[0], "remove torch.no_grad, detach or .data from its forward pass$")
+
+
+def test_a_layer_that_the_loss_does_not_use_counts_zero(nets):
+    def around(f, x):
+        return f(x) + 0 * f.side(x.flatten(1)).detach()
+    start = copy.deepcopy(nets[0])
+    start.side = nn.Linear(36, 3)
+    found = subject(Around(start, around), Around(start, around))
+    assert "network.side" in [x.name for x in found.layers]
+    assert not found.risk.gradient()["network.side"].any()
+
+
+class Tokens(nn.Module):
+    """[batch, tokens] -> [batch, tokens, 5]."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.embed(x))
+
+
+def test_losses_and_outputs_must_fit_each_other(nets):
+    x, y = small.images()
+    tokens = torch.arange(12).reshape(3, 4) % 5
+    for loss, model, train, end_of_sentence in [
+            ("cross-entropy", Tokens(), [(tokens, tokens)], r"the shape \[3, 4, 5\] .* take token-cross-entropy where "
+             "every token has a label, or next-token-cross-entropy for a causal language model$"),
+            ("cross-entropy", nets[0], [(x, torch.ones(len(x), 3))], "take binary-cross-entropy for several labels per "
+             "example, or squared for a regression$"),
+            ("token-cross-entropy", nets[0], [(x, y)], "take cross-entropy where an example has one label, else give "
+             "one label per token$"),
+            ("token-cross-entropy", Tokens(), [(tokens, tokens + 1)], r"labels must be 0\.\.4, or -100 where there is "
+             "none$"),
+            ("token-cross-entropy", Tokens(), [(tokens, tokens * 0 - 100)], "at least one token a label other than "
+             "-100$"),
+            ("binary-cross-entropy", nets[0], [(x, torch.full((len(x), 3), 2))], r"needs labels in 0\.\.1$"),
+            ("binary-cross-entropy", nets[0], [(x, torch.ones(len(x), 2))], "a loss for such outputs and labels$"),
+            (Loss("mean", lambda f, y: f.mean()), nets[0], [(x, y)], "so take no mean over the batch$")]:
+        with pytest.raises(InputError, match=end_of_sentence):
+            subject(model, model, train, loss=loss)
+
+
+def test_the_mean_loss_is_per_token_whatever_the_lengths():
+    model = Tokens().double()
+    generator = torch.Generator().manual_seed(0)
+    train = [(torch.randint(5, (2, t), generator=generator), torch.randint(5, (2, t), generator=generator))
+             for t in (3, 6)]
+    train[1][1][0, 2:] = -100
+    train[0][1][1] = -100  # an example without any label
+    found = subject(model, model, train, train, loss="token-cross-entropy", dtype="float64")
+    each = torch.cat([nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none")[
+        y.flatten() != -100] for x, y in train])
+    assert found.risk.value() == pytest.approx(each.mean().item(), rel=1e-12)
+    rows = gm.measure(found, "gap").set_index("term")
+    wrong = torch.cat([(model(x).argmax(-1) != y)[y != -100] for x, y in train])
+    assert rows.loc["loss-test", "value"] == pytest.approx(each.mean().item(), rel=1e-12)
+    assert rows.loc["error-train", "value"] == pytest.approx(wrong.double().mean().item(), rel=1e-12)
+    sums, counts = (torch.cat([torch.where(y != -100, t, 0.0).sum(1) for t, (x, y) in zip(ts, train, strict=True)])
+                    for ts in ([nn.functional.cross_entropy(model(x).mT, y, reduction="none") for x, y in train],
+                               [torch.ones(y.shape).double() for x, y in train]))
+    ratio = sums.sum() / counts.sum()  # the standard error of a ratio of two means
+    expected = (sums - ratio * counts).std() / len(sums) ** 0.5 / counts.mean()
+    assert rows.loc["loss-test", "stderr"] == pytest.approx(expected.item(), rel=1e-9)
+    (gradient,) = torch.autograd.grad(each.mean(), model.head.weight)
+    torch.testing.assert_close(found.risk.gradient()["head"], gradient)
+
+
+def test_several_labels_per_example(nets):
+    x, _ = small.images()
+    labels = (torch.rand(len(x), 3, generator=torch.Generator().manual_seed(0)) > 0.5).long()
+    found = subject(nets[1], nets[0], [(x, labels)], [(x, labels)], loss="binary-cross-entropy")
+    rows = gm.measure(found, "gap").set_index("term")["value"]
+    outputs = found.model(x)
+    assert rows["error-train"] == pytest.approx(((outputs > 0) != labels).double().mean().item())
+    truth = nn.functional.binary_cross_entropy_with_logits(outputs, labels.float(), reduction="sum") / len(x)
+    assert rows["loss-train"] == pytest.approx(truth.item(), rel=1e-5)
+
+
+def test_a_number_that_is_not_finite_names_its_example_and_batch(nets):
+    risk = subject(nets[1], nets[0]).risk
+    batch = list(risk.batches)[1]
+    values = torch.ones(len(batch), 2)
+    assert risk.checked(values, batch, "loss") is values
+    values[3, 1] = float("nan")
+    with pytest.raises(InputError, match=r"^the loss is NaN or infinite on example 19 of 'seed 0' \(batch 1\); .*"
+                                         "or measure with --dtype float64$"):
+        risk.checked(values, batch, "loss")

@@ -10,7 +10,7 @@ from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import Estimate
 from genmeasure.layers import operator_norm
 from genmeasure.norms import frobenius, spectral
-from genmeasure.predictions import predictions
+from genmeasure.predictions import largest_input_norm, predictions
 from genmeasure.registry import bound
 from genmeasure.subject import Subject
 
@@ -28,7 +28,8 @@ def log_complexity(source_norms: list[float], distances: list[float]) -> float:
     return 2 * log_sum + math.log(sum(d**2 for d in distances))
 
 
-@bound("li2021", index=("term",), kind={"theorem": "measure", "table": "reproduction"},
+@bound("li2021", index=("term",), needs={"theorem": ("input-norm",), "table": ()},
+       kind={"theorem": "measure", "table": "reproduction"},
        source="arXiv:2111.04578, constants reconstructed (bounds.md 3.5)", assumes=(feed_forward, bounded_loss))
 def li2021(subject: Subject, *, variant: str = "table", epsilon: float = 0.1, delta: float = 0.05,
            loss_upper: str | float = "max-sample") -> dict[str, Estimate]:
@@ -53,7 +54,7 @@ def li2021(subject: Subject, *, variant: str = "table", epsilon: float = 0.1, de
     unrolled = [d * math.sqrt(math.prod(x.output_shape[1:]) if x.convolution else 1)
                 for x, d in zip(subject.layers, distances, strict=True)]
     found, c = predictions(subject), loss_bound(subject, loss_upper)
-    reach, width = found.input_norm.max().item(), max(x.width for x in subject.layers)
+    reach, width = largest_input_norm(subject), max(x.width for x in subject.layers)
     log_inside = (math.log(36 / epsilon**2 * reach**2 * width * math.log(4 * len(norms) * width * reach))
                   + log_complexity(norms, unrolled))
     inside = exponential(log_inside) + 3 * math.log(n / delta) + 8

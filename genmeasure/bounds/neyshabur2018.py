@@ -10,9 +10,9 @@ from genmeasure.bounds.assumptions import bounded_inputs, feed_forward, known_mo
 from genmeasure.bounds.terms import exponential, laid_out
 from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import Estimate
-from genmeasure.layers import matrix, operator_norm
+from genmeasure.layers import operator_norm
 from genmeasure.norms import frobenius, spectral
-from genmeasure.predictions import predictions
+from genmeasure.predictions import largest_input_norm, predictions
 from genmeasure.registry import bound
 from genmeasure.subject import Subject
 
@@ -55,7 +55,8 @@ def grid_log_beta(log_beta: float, depth: int, margin: float, input_norm: float,
     return math.log(math.exp(low) + step * spacing)
 
 
-@bound("neyshabur2018", index=("term",), needs=("classes",),
+@bound("neyshabur2018", index=("term",),
+       needs={"theorem": ("classes", "input-norm"), "code": ("classes",), "table": ("classes",)},
        kind={"theorem": "certificate", "code": "measure", "table": "reproduction"},
        source="arXiv:1707.09564, Theorem 1; table: Ju, Li & Zhang 2022 (reconstructed)", assumes=(
            feed_forward, known_modules, bounded_inputs))
@@ -89,7 +90,7 @@ def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 
         positions = [math.prod(x.output_shape[1:]) if x.convolution else 1 for x in subject.layers]
         ratios = [math.sqrt(p) * frobenius(w) / s for p, w, s in zip(positions, weights, norms, strict=True)]
         width = max(x.width for x in subject.layers)
-        largest = found.input_norm.max().item()
+        largest = largest_input_norm(subject)
         b = largest if input_norm is None else float(input_norm)
         if b < largest:
             raise InputError(f"input_norm {b} came, but a training input has the norm {largest:.6g}; give a bound that "
@@ -110,7 +111,7 @@ def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 
         ratios, factor = [frobenius(w) / s for w, s in zip(weights, norms, strict=True)], 1.0
     elif variant == "code":
         distances = [frobenius(subject.displacement(x, fold=True)) for x in subject.layers]
-        units = [math.sqrt(matrix(w).shape[0]) for w in weights]
+        units = [math.sqrt(len(x.matrix(w))) for x, w in zip(subject.layers, weights, strict=True)]
         ratios = [u * f / s for u, f, s in zip(units, distances, norms, strict=True)]
         factor = float(d)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +12,33 @@ from torch.func import grad, jvp
 from genmeasure.curvature.gauss_newton import CHUNK, along, vmap_examples
 from genmeasure.curvature.higher_order import directional, written_out
 from genmeasure.curvature.lanczos import Tridiagonal, lanczos
+from genmeasure.curvature.taps import SHARE, Probe, Taps, diagonal_second_derivatives, example_operator
 from genmeasure.data.batches import Batch
 from genmeasure.layers import Layer
 from genmeasure.risk import FORWARD, HESSIAN_PRODUCT, Risk
 
+KRYLOV = 2**28
+"""Numbers held at once by the vectors of all examples' own Lanczos runs."""
+
 
 @torch.no_grad()
-def hessian_forms(risk: Risk, layer: Layer, direction: Tensor) -> Tensor:
-    """v' H_ii v for every example, [examples]: the second derivative of the losses along v, by nested forward mode."""
+def hessian_forms(risk: Risk, vectors: Mapping[str, Tensor], taps: Taps | None = None) -> Tensor:
+    """v_i' H_ii v_i for every example and every layer in `vectors`, [examples, layers].
+
+    From the layers' outputs, all examples of a batch at once; without taps by nested forward mode, layer by layer.
+    """
+    if taps is None:
+        layers = [x for x in risk.layers if x.name in vectors]
+        return torch.stack([_forms_of_layer(risk, x, vectors[x.name]) for x in layers], 1)
+    probes = {name: Probe(v) for name, v in vectors.items()}
+
+    def forms(batch: Batch) -> Tensor:
+        parts = batch.split(share(risk))
+        return torch.cat([diagonal_second_derivatives(risk, taps, part, probes, risk.losses_of)[1] for part in parts])
+    return risk.engine.examples(forms, risk.batches)
+
+
+def _forms_of_layer(risk: Risk, layer: Layer, direction: Tensor) -> Tensor:
     scalar = torch.zeros((), device=risk.device, dtype=risk.dtype)
 
     def forms(batch: Batch) -> Tensor:
@@ -28,18 +48,23 @@ def hessian_forms(risk: Risk, layer: Layer, direction: Tensor) -> Tensor:
     return risk.engine.examples(forms, risk.batches)
 
 
-def example_products(risk: Risk, layer: Layer, batch: Batch, vectors: Tensor) -> Tensor:
-    """H_ii(x) u_x for every example's own vector: vectors [batch, d] -> [batch, d]."""
-    batch = risk.place(batch)
-    risk.spend(HESSIAN_PRODUCT, len(batch))
-    weight = risk.weights[layer.name]
+def example_products(risk: Risk, layer: Layer, batch: Batch, taps: Taps | None = None) -> Callable[[Tensor], Tensor]:
+    """The operator u [batch, d] -> H_ii(x) u_x of every example's own block and vector."""
+    tapped = taps and example_operator(risk, taps, layer.name, batch, risk.losses_of)
+    if tapped:
+        return tapped
+    batch, weight = risk.place(batch), risk.weights[layer.name]
 
     def product(example: Batch, vector: Tensor) -> Tensor:
         one = example.select(None)
         slope = grad(lambda w: risk.losses({layer.name: w}, one)[0])
         return jvp(slope, (weight,), (vector.reshape(weight.shape),))[1].reshape(-1)
-    with written_out():
-        return vmap_examples(product, batch, vectors, max(1, CHUNK // weight.numel()))
+
+    def products(vectors: Tensor) -> Tensor:
+        risk.spend(HESSIAN_PRODUCT, len(batch))
+        with written_out():
+            return vmap_examples(product, batch, vectors, max(1, CHUNK // weight.numel()))
+    return products
 
 
 @dataclass(frozen=True)
@@ -60,13 +85,22 @@ class PositiveForms:
         return int(self.value.argmax())
 
 
+def share(risk: Risk, numbers: int = 0) -> int:
+    """Examples at a time, as a double backward pass holds several times what a training step does.
+
+    numbers: held for each example besides.
+    """
+    most = max(1, max(risk.batches.lengths) // SHARE)
+    return min(most, max(1, KRYLOV // numbers)) if numbers else most
+
+
 STAGES = (7, 15)
 """Lanczos steps after which examples that cannot be the maximum are dropped, before the last stage."""
 
 
 @torch.no_grad()
-def positive_forms(risk: Risk, layer: Layer, direction: Tensor, *, every: bool = False, steps: int,
-                   rtol: float) -> PositiveForms:
+def positive_forms(risk: Risk, layer: Layer, direction: Tensor, *, every: bool = False, steps: int, rtol: float,
+                   taps: Taps | None = None) -> PositiveForms:
     """v' H_ii+ v, refined for every example that could attain the maximum, or for every example.
 
     One product per example gives the bracket max(0, v'Hv) <= v'H+v <= (v'Hv + |v||Hv|) / 2 (measures.md 9.2). Examples
@@ -81,9 +115,13 @@ def positive_forms(risk: Risk, layer: Layer, direction: Tensor, *, every: bool =
         return PositiveForms(zeros, zeros, zeros)
 
     def bracket(batch: Batch) -> Tensor:
-        products = example_products(risk, layer, batch, v.expand(len(batch), -1))
+        parts = batch.split(share(risk, v.numel()))
+        products = torch.cat([example_products(risk, layer, x, taps)(v.expand(len(x), -1)) for x in parts])
         form = (products @ v).double().cpu()
         return torch.stack([form, (form + length * products.norm(dim=1).double().cpu()) / 2], 1)
+    def refined(batch: Batch, m: int) -> Tensor:
+        parts = batch.split(share(risk, m * v.numel()))
+        return torch.cat([_quadrature(example_products(risk, layer, x, taps), len(x), v, m, rtol) for x in parts])
     form, upper = risk.engine.examples(bracket, risk.batches).unbind(1)
     result = torch.stack([form.clamp(min=0), form.clamp(min=0), upper], 1)
     for stage in (*(s for s in STAGES if s < steps), steps):
@@ -92,7 +130,7 @@ def positive_forms(risk: Risk, layer: Layer, direction: Tensor, *, every: bool =
         rows &= upper - lower > rtol * upper
         if rows.any():
             part = risk.batches.take(rows)
-            result[rows] = risk.engine.examples(lambda b, m=stage: _quadrature(risk, layer, b, v, m, rtol), part)
+            result[rows] = risk.engine.examples(lambda b, m=stage: refined(b, m), part)
     return PositiveForms(*result.unbind(1))
 
 
@@ -102,9 +140,9 @@ CHECK_EVERY = 4
 """Lanczos steps between two looks at the bracket, whose small eigenproblems are not free."""
 
 
-def _quadrature(risk: Risk, layer: Layer, batch: Batch, v: Tensor, steps: int, rtol: float) -> Tensor:
-    """Value, lower and upper side [batch, 3] of v' H+ v = (v' H v + v' |H| v) / 2."""
-    products = lanczos(lambda q: example_products(risk, layer, batch, q), v.expand(len(batch), -1), steps)
+def _quadrature(product: Callable[[Tensor], Tensor], examples: int, v: Tensor, steps: int, rtol: float) -> Tensor:
+    """Value, lower and upper side [examples, 3] of v' H+ v = (v' H v + v' |H| v) / 2."""
+    products = lanczos(product, v.expand(examples, -1), steps)
     for number, t in enumerate(products, 1):
         last = bool(t.exhausted.all()) or number == min(steps, v.numel())
         if number % CHECK_EVERY == CHECK_EVERY - 1 or last:  # odd numbers bring the bracket a new node

@@ -7,16 +7,17 @@ H_ii = G_ii almost everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import hessian, jvp, vjp, vmap
+from torch.func import hessian, vjp, vmap
 
-from genmeasure.curvature.higher_order import directional
-from genmeasure.data.batches import Batch
-from genmeasure.errors import InputError
+from genmeasure.curvature.draws import generator
+from genmeasure.curvature.higher_order import directional, first_derivative
+from genmeasure.curvature.taps import Probe, Taps, diagonal_second_derivatives, find_taps, slopes_along
+from genmeasure.data.batches import Batch, map_tensors
 from genmeasure.layers import Layer
 from genmeasure.risk import FORWARD, GRADIENT, Risk
 
@@ -25,8 +26,29 @@ CHUNK = 2**26
 
 
 def output_hessian(risk: Risk, outputs: Tensor, targets: Tensor) -> Tensor:
-    """A [batch, k, k] for outputs [batch, k]; diag(p) - pp' for the cross-entropy."""
-    return vmap(hessian(lambda f, y: risk.loss(f[None], y[None])[0]))(outputs, targets)
+    """A [batch, k, k] for outputs [batch, ...] of k numbers each; diag(p) - pp' for the cross-entropy."""
+    k = outputs[0].numel()
+    if risk.loss.softmax_rows is not None and outputs.ndim == 2:
+        p = outputs.softmax(1)
+        return risk.scale * (torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
+    found = vmap(hessian(lambda f, y: risk.scale * risk.loss(f[None], y[None])[0]))(outputs, targets)
+    return found.reshape(len(outputs), k, k)
+
+
+def eigen_directions(risk: Risk, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [batch, k] and eigenvectors [batch, k, k] (in columns) of A, on the CPU, largest last."""
+    return torch.linalg.eigh(output_hessian(risk, outputs, targets).cpu())
+
+
+def class_directions(risk: Risk, outputs: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
+    """(e_c - p) / |e_c - p| for classes c [D, batch], [D, batch, k].
+
+    A = sum_c p_c (e_c - p)(e_c - p)' for a softmax cross-entropy, without a decomposition.
+    """
+    logits, _ = risk.loss.softmax_rows(outputs, targets)
+    p = logits[:, 0].softmax(-1).expand(len(classes), -1, -1)
+    direction = torch.zeros_like(p).scatter(2, classes[:, :, None], 1.0) - p
+    return direction / direction.norm(dim=2, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
 
 
 def along(risk: Risk, layer: Layer, direction: Tensor, batch: Batch, function: Callable) -> Callable[[Tensor], Tensor]:
@@ -35,33 +57,46 @@ def along(risk: Risk, layer: Layer, direction: Tensor, batch: Batch, function: C
 
 
 @torch.no_grad()
-def linear_layers(risk: Risk, seed: int = 0, examples: int = 8) -> tuple[bool, ...]:
+def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples: int = 4) -> tuple[bool, ...]:
     """For every layer whether the outputs are piecewise linear in its weights alone, so that H_ii = G_ii.
 
-    Decided by the second derivative of a few examples' outputs along one random direction per layer: zero where they
-    are, and almost surely not zero otherwise.
+    Decided by the second derivative of a few examples' outputs, in a random combination, along one random direction per
+    layer: zero where they are, and almost surely not zero otherwise.
     """
     batch = risk.place(next(iter(risk.batches)).select(slice(examples)))
-    generator = torch.Generator().manual_seed(seed)
+    draws = generator("linear layers", seed)
+    vectors = {k: torch.randn(w.shape, generator=draws, dtype=torch.float64).to(w) for k, w in risk.weights.items()}
+    weights = torch.randn(risk.outputs({}, batch).shape, generator=draws, dtype=torch.float64)
+
+    def combined(outputs: Tensor, _: Batch) -> Tensor:
+        return (outputs * weights.to(outputs)).flatten(1).sum(1)
+    if taps is not None:
+        found = diagonal_second_derivatives(risk, taps, batch, {k: Probe(v) for k, v in vectors.items()}, combined)
+        return tuple((second.abs().max() <= 1e-5 * slope.abs().max()).item() for slope, second in
+                     zip(*(f.T for f in found), strict=True))
     scalar = torch.zeros((), device=risk.device, dtype=risk.dtype)
-    found = []
+    linear = []
     for layer in risk.layers:
-        w = risk.weights[layer.name]
-        direction = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
         risk.spend(4 * FORWARD, len(batch))
-        slope, second = directional(along(risk, layer, direction, batch, risk.outputs), scalar)
-        found.append(bool(second.abs().max() <= 1e-5 * slope.abs().max()))
-    return tuple(found)
+
+        def value(a: Tensor, layer: Layer = layer) -> Tensor:
+            return combined(along(risk, layer, vectors[layer.name], batch, risk.outputs)(a), batch)
+        slope, second = directional(value, scalar)
+        linear.append(bool(second.abs().max() <= 1e-5 * slope.abs().max()))
+    return tuple(linear)
 
 
 def piecewise_linear(risk: Risk) -> bool:
     """Whether the outputs are piecewise linear in each layer's weights alone."""
-    return all(linear_layers(risk))
+    return all(linear_layers(risk, find_taps(risk)))
 
 
 @torch.no_grad()
 def convex_in_outputs(risk: Risk) -> bool:
     """Whether A has no negative eigenvalue on any example, so that G_ii is positive semidefinite."""
+    if risk.loss.softmax_rows is not None:
+        return True
+
     def least(batch: Batch) -> Tensor:
         batch = risk.place(batch)
         risk.spend(FORWARD, len(batch))
@@ -71,55 +106,75 @@ def convex_in_outputs(risk: Risk) -> bool:
 
 
 @torch.no_grad()
-def gauss_newton_forms(risk: Risk, layer: Layer, direction: Tensor) -> Tensor:
-    """v' G_ii v for every example, [examples], from one Jacobian-vector product."""
+def gauss_newton_forms(risk: Risk, vectors: Mapping[str, Tensor], taps: Taps | None = None) -> Tensor:
+    """v_i' G_ii v_i for every example and layer, [examples, layers], for v_i by layer.
+
+    By one backward pass through activations for every direction of the output space, all layers at once, or where
+    outputs are many or weights are not used linearly, by one Jacobian-vector product for each layer.
+    """
+    one = risk.outputs({}, risk.place(next(iter(risk.batches)).select(slice(1))))
+    if taps is None or one.ndim != 2 or one.numel() > 2 * len(risk.layers) + 1:
+        return torch.stack([_forms_of_layer(risk, x, vectors[x.name]) for x in risk.layers], 1)
+
+    def forms(batch: Batch) -> Tensor:
+        weights: list[Tensor] = []
+
+        def directions(outputs: Tensor) -> Tensor:
+            values, basis = eigen_directions(risk, outputs.double(), batch.targets.to(outputs.device))
+            largest = values.abs().max(1, keepdim=True).values
+            needed = (values.abs() > torch.finfo(outputs.dtype).eps * largest).any(0)  # less than what rounding moves
+            weights.append(values[:, needed].T)
+            return basis[:, :, needed].permute(2, 0, 1)
+        slopes, _ = slopes_along(risk, taps, batch, vectors, directions)
+        return (weights[0][:, :, None] * slopes.double().cpu().square()).sum(0)
+    return risk.engine.examples(forms, risk.batches)
+
+
+def _forms_of_layer(risk: Risk, layer: Layer, direction: Tensor) -> Tensor:
+    """v' G_ii v of one layer, [examples]: the second derivative of the loss along the outputs' first one."""
     scalar = torch.zeros((), device=risk.device, dtype=risk.dtype)
 
     def forms(batch: Batch) -> Tensor:
         batch = risk.place(batch)
         risk.spend(2 * FORWARD, len(batch))
-        outputs, moved = jvp(along(risk, layer, direction, batch, risk.outputs), (scalar,), (torch.ones_like(scalar),))
-        a = output_hessian(risk, outputs, batch.targets)
-        return torch.einsum("bi,bij,bj->b", moved, a, moved)
-    return risk.engine.examples(forms, risk.batches)
+        outputs, moved = first_derivative(along(risk, layer, direction, batch, risk.outputs), scalar)
+
+        def losses(a: Tensor) -> Tensor:
+            return risk.scale * risk.loss(outputs + a * moved, batch.targets)
+        return directional(losses, scalar)[1]
+    return risk.engine.examples(forms, risk.batches).double()
 
 
 @torch.no_grad()
-def gauss_newton_traces(risk: Risk, batch: Batch, signs: Tensor | None = None) -> Tensor:
-    """Tr G_ii of every example and layer, [batch, layers].
-
-    Exact, from one gradient per output, when signs is None: Tr G_ii = sum_k lambda_k |d(u_k . f)/dW_i|^2 over the
-    eigenpairs of A. With random signs [batch, k], one gradient of sum_k s_k sqrt(lambda_k) u_k . f, whose squared norm
-    has that expectation; A must then be positive semidefinite.
-    """
+def untapped_squared_gradients(risk: Risk, batch: Batch, directions: Callable[[Tensor], Tensor]) -> Tensor:
+    """|d(u . f(x)) / dW_i|^2 [D, batch, layers] as `taps.squared_gradients`, for weights used in any way."""
     batch = risk.place(batch)
-    outputs = risk.outputs({}, batch)
-    values, vectors = torch.linalg.eigh(output_hessian(risk, outputs, batch.targets))
-    if signs is None:
-        directions, weights = list(vectors.unbind(2)), list(values.unbind(1))
-    else:
-        if (values < -1e-4 * values.abs().max()).any():
-            raise InputError(f"the loss {risk.loss.name!r} is not convex in the outputs, so random signs do not give "
-                             "its Gauss-Newton trace; take route=hutchinson")
-        roots = vectors * values.clamp(min=0).sqrt()[:, None, :]
-        directions, weights = [torch.einsum("bok,bk->bo", roots, signs.to(roots))], [torch.ones_like(values[:, 0])]
-    risk.spend(FORWARD + GRADIENT * len(directions), len(batch))
+    ends = directions(risk.outputs({}, batch))
+    risk.spend(FORWARD + (GRADIENT - FORWARD) * len(ends), len(batch))
 
-    def squared_norms(example: Batch, tensors: tuple[list[Tensor], list[Tensor]]) -> Tensor:
+    def squared_norms(example: Batch, each: Tensor) -> Tensor:
         one = example.select(None)
         _, pull = vjp(lambda point: risk.outputs(point, one), dict(risk.weights))
-        total = torch.zeros(len(risk.layers), device=risk.device, dtype=risk.dtype)
-        for direction, weight in zip(*tensors, strict=True):
-            (slopes,) = pull(direction[None])
-            total = total + weight * torch.stack([slopes[x.name].square().sum() for x in risk.layers])
-        return total
+        (slopes,) = zip(*(pull(u[None]) for u in each), strict=True)
+        return torch.stack([torch.stack([s[x.name].square().sum() for x in risk.layers]) for s in slopes])
 
     chunk = max(1, CHUNK // sum(w.numel() for w in risk.weights.values()))
-    return vmap_examples(squared_norms, batch, (directions, weights), chunk)
+    return vmap_examples(squared_norms, batch, ends.to(risk.weights[risk.layers[0].name]).transpose(0, 1),
+                         chunk).transpose(0, 1)
 
 
-def vmap_examples(function: Callable, batch: Batch, tensors: Any, chunk: int) -> Tensor:
-    """`function(example, its row of tensors)` for every example, `chunk` of them at once."""
-    def one(inputs, targets, tensors):
-        return function(Batch(inputs, targets, index=batch.index), tensors)
-    return vmap(one, chunk_size=chunk)(batch.inputs, batch.targets, tensors)
+def vmap_examples(function: Callable, batch: Batch, tensors: Tensor, chunk: int) -> Tensor:
+    """`function(example, its row of tensors)` for every example, `chunk` of them at once.
+
+    One after another where the model decides by the values of its inputs, as transformers does by its masks.
+    """
+    def one(inputs: Any, targets: Tensor, row: Tensor) -> Tensor:
+        return function(Batch(inputs, targets, index=batch.index), row)
+    try:
+        return vmap(one, chunk_size=chunk)(batch.inputs, batch.targets, tensors)
+    except RuntimeError as error:
+        if "data-dependent control flow" not in str(error):
+            raise
+        rows = [one(map_tensors(batch.inputs, lambda t, i=i: t[i]), batch.targets[i], tensors[i])
+                for i in range(len(batch))]
+        return torch.stack(rows)

@@ -63,6 +63,22 @@ def directional(function: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Ten
                 return slope.detach(), _reverse_slope(slope, a).detach()
 
 
+def first_derivative(function: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and first derivative of `function(a)` at a = 0, `like` a scalar.
+
+    By forward mode, or in reverse where an operation has none.
+    """
+    zero, one = torch.zeros_like(like), torch.ones_like(like)
+    with written_out():
+        try:
+            return jvp(function, (zero,), (one,))
+        except NotImplementedError:
+            with torch.enable_grad():
+                a = zero.requires_grad_()
+                values = function(a)
+                return values.detach(), _reverse_slope(values, a).detach()
+
+
 def _reverse_slope(values: Tensor, a: Tensor) -> Tensor:
     """d values / da for a scalar a: the derivative with respect to u of <u, d values / da>, which is linear in u."""
     if not values.requires_grad:

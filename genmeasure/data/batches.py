@@ -34,13 +34,15 @@ class Batch:
 
     inputs: positional (tuple) or keyword (dict) arguments of the model; tensors have examples in front.
     targets: [batch], what the model was trained on. clean: [batch], the true labels where `targets` are noisy.
-    index: position of the batch in its data set, so that draws can be tied to it.
+    index: position of the batch in its data set, so that draws can be tied to it. rows: [batch], positions of the
+    examples in their data set, or in the list that `gather` was given.
     """
 
     inputs: tuple | dict
     targets: Tensor
     clean: Tensor | None = None
     index: int = 0
+    rows: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Any, index: int = 0) -> Batch:
@@ -93,14 +95,23 @@ class Batch:
     def select(self, rows: slice | Tensor | None) -> Batch:
         """Some of the examples; None puts a batch dimension of one in front of a single example."""
         return replace(self, inputs=map_tensors(self.inputs, lambda t: t[rows]), targets=self.targets[rows],
-                       clean=None if self.clean is None else self.clean[rows])
+                       clean=None if self.clean is None else self.clean[rows],
+                       rows=None if self.rows is None or rows is None else self.rows[rows])
+
+    def split(self, size: int) -> list[Batch]:
+        """Parts of at most `size` examples."""
+        return [self] if len(self) <= size else [self.select(slice(i, i + size)) for i in range(0, len(self), size)]
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor: inputs (those of a mapping by sorted key), targets, clean targets."""
+        """Every tensor: inputs, targets, clean targets."""
+        return [*self.input_tensors(), self.targets] + ([] if self.clean is None else [self.clean])
+
+    def input_tensors(self) -> list[Tensor]:
+        """The inputs' tensors, those of a mapping by sorted key."""
         found: list[Tensor] = []
         inputs = self.inputs
         map_tensors(dict(sorted(inputs.items())) if isinstance(inputs, dict) else inputs, found.append)
-        return [*found, self.targets] + ([] if self.clean is None else [self.clean])
+        return found
 
     def alike(self, other: Batch) -> bool:
         """Whether the examples of both have the same shapes."""
@@ -114,7 +125,8 @@ class Batch:
         both = iter([torch.cat(pair) for pair in zip(mine, theirs, strict=True)])
         return replace(self, inputs=map_tensors(self.inputs, lambda t: next(both)),
                        targets=torch.cat([self.targets, other.targets]),
-                       clean=None if self.clean is None else torch.cat([self.clean, other.clean]))
+                       clean=None if self.clean is None else torch.cat([self.clean, other.clean]),
+                       rows=None if self.rows is None or other.rows is None else torch.cat([self.rows, other.rows]))
 
     def digest(self) -> str:
         """A hash of every tensor in the batch, its dtype and shape included."""
@@ -131,15 +143,19 @@ class Batches:
 
     source: anything that can be iterated; a one-shot iterator is kept in memory. Raises `InputError` for an empty
     data set and for a source whose order changes between two passes (a shuffling loader).
+
+    targets: of every batch, whose lengths may differ where examples are sequences.
     """
 
     def __init__(self, source: Iterable, name: str = "data"):
         self.name = name
         self._source = tuple(source) if isinstance(source, Iterator) else source
-        digests, labels, self.size = [], [], 0
+        digests, targets, self.size = [], [], 0
+        self.lengths: list[int] = []
         for batch in self:
+            self.lengths.append(len(batch))
             digests.append(batch.digest())
-            labels.append(batch.targets)
+            targets.append(batch.targets)
             self.size += len(batch)
         if self.size == 0:
             raise InputError(f"the data set {name!r} is empty; at least one example is needed")
@@ -147,7 +163,7 @@ class Batches:
             raise InputError(f"the data set {name!r} gave another first batch on a second pass; "
                              "measure on a loader with shuffle=False and without augmentation")
         self.count = len(digests)
-        self.labels = torch.cat(labels)
+        self.targets = tuple(targets)
         self.fingerprint = hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @classmethod
@@ -157,9 +173,14 @@ class Batches:
         whole = Batch.of((x, y) if clean is None else (x, y, clean))
         return cls([whole.select(slice(i, i + batch_size)) for i in range(0, len(whole), batch_size)], name)
 
+    @property
+    def labels(self) -> Tensor:
+        """The targets of all examples, where they have the same shape."""
+        return torch.cat(self.targets)
+
     def take(self, rows: Tensor) -> list[Batch]:
         """The examples marked in `rows` [size], small batches joined where their shapes allow it."""
-        limit = max(len(part) for part in rows.split([len(b) for b in self]))
+        limit = max(self.lengths)
         taken: list[Batch] = []
         start = 0
         for batch in self:
@@ -172,11 +193,41 @@ class Batches:
                 taken.append(replace(part, index=len(taken)))
         return taken
 
+    def gather(self, rows: Tensor) -> list[Batch]:
+        """The examples at `rows` [m], ascending and repeated as they come, in batches no longer than the longest one.
+
+        The batches' `rows` are positions in the list given, so that what was drawn for each can be looked up.
+        """
+        return gather(self, rows, max(self.lengths))
+
     def __iter__(self) -> Iterator[Batch]:
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws from the global generator when it starts
             source = iter(self._source)
+        start = 0
         for index, batch in enumerate(source):
-            yield Batch.of(batch, index)
+            found = Batch.of(batch, index)
+            yield replace(found, rows=torch.arange(start, start + len(found)))
+            start += len(found)
 
     def __len__(self) -> int:
         return self.count
+
+
+def gather(source: Iterable[Batch], rows: Tensor, limit: int) -> list[Batch]:
+    """The examples at `rows` [m] (ascending, possibly repeated) of a source whose batches number their examples.
+
+    Neighbours are joined where their shapes allow it, at most `limit` to a batch. The new batches' `rows` are positions
+    in the list given.
+    """
+    gathered: list[Batch] = []
+    for batch in source:
+        first = int(batch.rows[0])
+        start, end = torch.searchsorted(rows, torch.tensor([first, first + len(batch)])).tolist()
+        for positions in torch.arange(start, end).split(limit) if end > start else ():
+            part = replace(batch.select(rows[positions] - first), rows=positions)
+            last = gathered[-1] if gathered else None
+            if last is not None and len(last) + len(part) <= limit and last.alike(part):
+                gathered[-1] = last.joined(part)
+            else:
+                gathered.append(replace(part, index=len(gathered)))
+    return gathered

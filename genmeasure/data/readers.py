@@ -21,6 +21,7 @@ from genmeasure.data import manifest
 from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batches
 from genmeasure.data.digits import digits
 from genmeasure.errors import InputError, unknown
+from genmeasure.losses import IGNORED
 
 EMBEDDED = {"digits-0-4": (0, 1, 2, 3, 4), "digits-5-9": (5, 6, 7, 8, 9)}
 READ = "a name of the manifest, FILE.npz with x and y, or pkg.module:function"
@@ -203,16 +204,20 @@ def _normalised(x: Tensor, mean: Any, std: Any, name: str) -> Tensor:
 
 
 def _labels(values: Any, what: str, name: str) -> Tensor:
-    """Class indices [n] int64, or the targets of a regression as they are; the loss knows which it needs."""
+    """Class indices [n], or [n, t] of tokens or labels, int64; or the targets of a regression as they are.
+
+    The loss knows which it needs.
+    """
     y = _tensor(values, what, name)
     if y.is_floating_point() and y.dim() >= 1:
         if not bool(y.isfinite().all()):
             raise InputError(f"{what} in {name!r} holds NaN or infinite numbers; repair or drop these examples")
         return y
-    if y.dim() != 1 or y.is_complex():
+    if y.dim() not in (1, 2) or y.is_complex():
         raise InputError(f"{what} in {name!r} has the shape {list(y.shape)} and the type {y.dtype}; give one class "
-                         "index for each example")
+                         "index for each example, or one for each of its tokens or labels")
     y = y.to(torch.int64)
-    if len(y) and y.min() < 0:
-        raise InputError(f"{what} in {name!r} goes down to {y.min()}; class indices start at 0")
+    used = y if y.dim() == 1 else y[y != IGNORED]
+    if len(used) and used.min() < 0:
+        raise InputError(f"{what} in {name!r} goes down to {used.min()}; class indices start at 0")
     return y

@@ -27,7 +27,7 @@ def distance(subject: Subject) -> dict[tuple[str, str], Estimate]:
     for layer in subject.layers:
         moved, start = subject.displacement(layer), subject.start_weight(layer)
         for term, norm in NORMS.items():
-            result[layer.name, term] = Estimate(norm(moved))
+            result[layer.name, term] = Estimate(norm(layer.matrix(moved)))
         length = result[layer.name, "frobenius"].value
         squares += length**2
         if frobenius(start) > 0:
@@ -37,7 +37,7 @@ def distance(subject: Subject) -> dict[tuple[str, str], Estimate]:
         now, before = (batch_norm_scale(layer, state, subject.model) for state in (subject.state, subject.start))
         if now is not None and before is not None:
             result[layer.name, "batch-norm-scale"] = Estimate((now - before).abs().max().item())
-    selected = {layer.parameter for layer in subject.layers}
+    selected = {path for layer in subject.layers for path in (layer.parameter, *layer.tied)}
     for name, parameter in subject.model.named_parameters():
         if name not in selected and name in subject.start:
             moved = parameter.detach() - subject.start[name]

@@ -20,8 +20,9 @@ def gap(subject: Subject) -> dict[str, Estimate]:
     """Test minus training loss and 0-1 error, in evaluation mode on clean inputs.
 
     Training values are exact over the training set. Test values estimate the population: their standard error is that
-    of a mean over the test examples, and the gap's is the same. Where true training labels came along, `-clean` terms
-    take those, and `label-noise` is the fraction of given labels that differ from them.
+    of a mean over the test examples, and the gap's is the same. Where an example is several predictions (its tokens or
+    labels), the error is the fraction of wrong ones. Where true training labels came along, `-clean` terms take those,
+    and `label-noise` is the fraction of given labels that differ from them.
     """
     if subject.test is None:
         raise InputError(f"the subject {subject.name!r} has no test data; the gap needs them, pass --test")
@@ -30,7 +31,8 @@ def gap(subject: Subject) -> dict[str, Estimate]:
 
     def add(quantity: str, train_values: Tensor, test_values: Tensor, suffix: str = "") -> None:
         on_train = Estimate(train_values.mean().item(), 0.0, len(train_values))
-        on_test = Estimate.from_draws(test_values)
+        # a mean over predictions is a ratio of two means over examples, linearised; the share is 1 for one each
+        on_test = Estimate.from_draws(test_values - test_values.mean() * (test.share - 1))
         result[f"{quantity}-train{suffix}"] = on_train
         result[f"{quantity}-test"] = on_test
         result[f"{quantity}-gap{suffix}"] = Estimate(on_test.value - on_train.value, on_test.stderr, on_test.n)

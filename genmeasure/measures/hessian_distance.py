@@ -9,6 +9,8 @@ from torch import Tensor
 
 from genmeasure.curvature.forms import hessian_forms, positive_forms
 from genmeasure.curvature.gauss_newton import convex_in_outputs, gauss_newton_forms, linear_layers
+from genmeasure.curvature.taps import find_taps
+from genmeasure.errors import second_derivative
 from genmeasure.estimate import Estimate
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
@@ -34,17 +36,23 @@ def layer_forms(subject: Subject, *, steps: int, rtol: float) -> dict[str, Forms
 
 
 def _layer_forms(subject: Subject, steps: int, rtol: float) -> dict[str, Forms]:
-    risk = subject.risk
-    convex, result = convex_in_outputs(risk), {}
-    for layer, linear in zip(subject.layers, linear_layers(risk), strict=True):
-        v = subject.displacement(layer)
-        gauss_newton = gauss_newton_forms(risk, layer, v).double()
-        if linear and convex:  # then H_ii = G_ii = H_ii+
-            result[layer.name] = Forms(gauss_newton, gauss_newton, gauss_newton.max().item(), 0.0)
-            continue
-        positive = positive_forms(risk, layer, v, steps=steps, rtol=rtol)
-        result[layer.name] = Forms(hessian_forms(risk, layer, v).double(), gauss_newton, positive.value.max().item(),
-                                   positive.upper.max().item() - positive.lower.max().item())
+    risk, moves = subject.risk, {layer.name: subject.displacement(layer) for layer in subject.layers}
+    with second_derivative():
+        taps, convex = find_taps(risk) if risk.twice_differentiable else None, convex_in_outputs(risk)
+        linear = dict(zip(moves, linear_layers(risk, taps), strict=True))
+        curved = {name: v for name, v in moves.items() if not (linear[name] and convex)}
+        gauss_newton = dict(zip(moves, gauss_newton_forms(risk, moves, taps).double().T, strict=True))
+        hessian = dict(zip(curved, hessian_forms(risk, curved, taps).double().T, strict=True)) if curved else {}
+        result = {}
+        for layer in subject.layers:
+            name = layer.name
+            if name not in curved:  # then H_ii = G_ii = H_ii+
+                form = gauss_newton[name]
+                result[name] = Forms(form, form, form.max().item(), 0.0)
+                continue
+            positive = positive_forms(risk, layer, moves[name], steps=steps, rtol=rtol, taps=taps)
+            result[name] = Forms(hessian[name], gauss_newton[name], positive.value.max().item(),
+                                 positive.upper.max().item() - positive.lower.max().item())
     return result
 
 

@@ -1,51 +1,76 @@
-"""Extreme eigenvalues of the Hessian."""
+"""Eigenvalues of the Hessian from the ends of its spectrum."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from genmeasure.curvature.lanczos import extreme_eigenvalues
-from genmeasure.curvature.products import hessian_product
+from genmeasure.curvature.lanczos import Ends, eigenvalues
+from genmeasure.curvature.other_tools import eigsh_eigenvalues, pyhessian_eigenvalues
+from genmeasure.curvature.products import Operator
+from genmeasure.errors import unknown
 from genmeasure.estimate import Estimate
 from genmeasure.layers import Layer
 from genmeasure.registry import measure
+from genmeasure.risk import Risk
 from genmeasure.subject import Subject
 
+UNITS = {"*converged": "", "largest*": "loss/weight²", "smallest*": "loss/weight²"}
+ROUTES = ("lanczos", "eigsh", "pyhessian")
 
-@measure("hessian-top", index=("layer", "term"), source="measures.md 10", unit=dict.fromkeys(
-    ("largest", "smallest", "largest-residual", "smallest-residual"), "loss/weight²"))
-def hessian_top(subject: Subject, *, per_layer: bool = False, rtol: float = 1e-3, max_products: int = 100,
-                seed: int = 0) -> dict[tuple[str, str], Estimate]:
-    """Algebraically largest and smallest eigenvalue of the Hessian of the mean training loss over all selected layers.
 
-    By Lanczos with full re-orthogonalisation. `residual` terms bound the distance to an eigenvalue; `converged` is 1
-    where both are at most `rtol` times the larger modulus. per_layer: also of every diagonal block H_ii.
+@measure("hessian-top", index=("layer", "term"), source="measures.md 10", unit=UNITS)
+def hessian_top(subject: Subject, *, k: int = 1, negative: int = 1, per_layer: bool = False, rtol: float = 1e-3,
+                max_products: int = 100, route: str = "lanczos", seed: int = 0) -> dict[tuple[str, str], Estimate]:
+    """The k algebraically largest and `negative` smallest eigenvalues of the Hessian of the mean training loss.
+
+    Over all selected layers; per_layer: also of every diagonal block H_ii. Terms are `largest`, `largest-2`, … in
+    falling and `smallest`, `smallest-2`, … in rising order, each with a `-residual` (some eigenvalue lies this close)
+    and `-converged`, 1 where the residual is at most `rtol` times the largest modulus; `converged` is 1 where all are.
+
+    route: `lanczos`, with full re-orthogonalisation, which sees an eigenvalue once whatever its multiplicity and gives
+    those that there are where k exceeds the dimension; `eigsh`, ARPACK's restarted Lanczos in float64, which also
+    starts from one vector; `pyhessian`, its power iteration, for comparison: no smallest ones, and refused where the
+    eigenvalues of largest modulus are not the largest.
+
+    Raises `InputError` for max_products below k + negative, and where the vectors do not fit into memory.
     """
-    groups: dict[str, Sequence[Layer]] = {x.name: (x,) for x in subject.layers} if per_layer else {}
+    return ends(subject, "hessian", ROUTES, k=k, negative=negative, per_layer=per_layer, rtol=rtol,
+                max_products=max_products, route=route, seed=seed)
+
+
+def groups(subject: Subject, per_layer: bool) -> dict[str, Sequence[Layer]]:
+    """Names of readings and the layers that they are about: `total`, preceded by each layer alone if asked."""
+    return {**({x.name: (x,) for x in subject.layers} if per_layer else {}), "total": subject.layers}
+
+
+def ends(subject: Subject, matrix: str, routes: Sequence[str], *, per_layer: bool, route: str,
+         **setting: float) -> dict[tuple[str, str], Estimate]:
+    """The terms of `hessian_top` for a curvature matrix, by one of `routes`."""
+    if route not in routes:
+        raise unknown("route", route, routes)
     result: dict[tuple[str, str], Estimate] = {}
-    for name, layers in {**groups, "total": subject.layers}.items():
-        for term, value in _extremes(subject, layers, rtol, max_products, seed).items():
+    for name, layers in groups(subject, per_layer).items():
+        for term, value in _terms(_found(subject.risk, layers, matrix, route, **setting)).items():
             result[name, term] = value
     return result
 
 
-def _extremes(subject: Subject, layers: Sequence[Layer], rtol: float, max_products: int,
-              seed: int) -> dict[str, Estimate]:
-    shapes = [subject.risk.weights[x.name].shape for x in layers]
-    sizes = [s.numel() for s in shapes]
+def _found(risk: Risk, layers: Sequence[Layer], matrix: str, route: str, *, k: int, negative: int,
+           **setting: float) -> Ends:
+    if route == "pyhessian":
+        return pyhessian_eigenvalues(risk, k, layers=layers, **setting)
+    operator = Operator(risk, layers, matrix)
+    find = eigenvalues if route == "lanczos" else eigsh_eigenvalues
+    return find(operator, operator.size, k=k, negative=negative, like=operator.like, **setting)
 
-    def product(vector: Tensor) -> Tensor:
-        pieces = zip(layers, vector.split(sizes), shapes, strict=True)
-        result = hessian_product(subject.risk, {x.name: piece.reshape(s) for x, piece, s in pieces})
-        return torch.cat([result[x.name].reshape(-1) for x in layers])
-    like = subject.risk.weights[layers[0].name]
-    ends = extreme_eigenvalues(product, sum(sizes), rtol=rtol, max_products=max_products, like=like, seed=seed)
+
+def _terms(found: Ends) -> dict[str, Estimate]:
     result = {}
-    for term, found in zip(("smallest", "largest"), ends, strict=True):
-        result[term] = Estimate(found.value, 0.0, found.products)
-        result[f"{term}-residual"] = Estimate(found.residual, 0.0, found.products)
-    result["converged"] = Estimate(float(all(found.converged for found in ends)), 0.0, ends[0].products)
+    for end, values in (("smallest", found.smallest), ("largest", found.largest)):
+        for number, e in enumerate(values, 1):
+            name = end if number == 1 else f"{end}-{number}"
+            result[name] = Estimate(e.value, 0.0, found.products)
+            result[f"{name}-residual"] = Estimate(e.residual, 0.0, found.products)
+            result[f"{name}-converged"] = Estimate(float(e.converged), 0.0, found.products)
+    result["converged"] = Estimate(float(found.converged), 0.0, found.products)
     return result

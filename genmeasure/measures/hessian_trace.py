@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from genmeasure.curvature.trace import Traces, block_traces
+from genmeasure.errors import second_derivative
 from genmeasure.estimate import Estimate
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
@@ -16,7 +17,10 @@ RTOL, LAYER_RTOL, MAX_PASSES = 0.02, 0.1, 200
 
 def traces(subject: Subject, **setting: Any) -> Traces:
     """`block_traces` with this setting, computed once per subject."""
-    return subject.remember(f"traces {setting}", lambda: block_traces(subject.risk, **setting))
+    def compute() -> Traces:
+        with second_derivative():
+            return block_traces(subject.risk, **setting)
+    return subject.remember(f"traces {setting}", compute)
 
 
 @measure("hessian-trace", index=("layer",), unit="loss/weight²",

@@ -23,7 +23,7 @@ def norm(subject: Subject, *, fold: bool = False) -> dict[tuple[str, str], Estim
     for layer in subject.layers:
         weight = subject.weight(layer, fold=fold)
         for term, function in NORMS.items():
-            result[layer.name, term] = Estimate(function(weight))
+            result[layer.name, term] = Estimate(function(layer.matrix(weight)))
         result[layer.name, "operator"] = Estimate(operator_norm(layer, weight))
     layers = [layer.name for layer in subject.layers]
     result["total", "frobenius"] = Estimate(math.sqrt(sum(result[x, "frobenius"].value ** 2 for x in layers)))

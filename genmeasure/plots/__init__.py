@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 
 from genmeasure.plots.bound_comparison import bound_comparison
 from genmeasure.plots.hessian_against_noise import hessian_against_noise
+from genmeasure.plots.hessian_density import MATRICES, POINT, hessian_density
 from genmeasure.plots.layer_distances import layer_distances
 from genmeasure.plots.measure_against_gap import measure_against_gap
 from genmeasure.plots.style import save
 from genmeasure.report.readings import select, tidy, usual_grouping
 
-__all__ = ["all_plots", "bound_comparison", "hessian_against_noise", "layer_distances", "measure_against_gap",
-           "write_plots"]
+__all__ = ["all_plots", "bound_comparison", "hessian_against_noise", "hessian_density", "layer_distances",
+           "measure_against_gap", "write_plots"]
 
 PREDICTORS = (("ju2022", "total", ""), ("hessian-distance", "vH+v-max", "total"), ("hessian-trace", "", "total"),
               ("distance", "frobenius", "total"))
@@ -48,6 +49,10 @@ def all_plots(readings: pd.DataFrame, *, by: str | None = None, classes: int | N
     layers = frame[(frame["measure"] == "distance") & (frame["term"] == "relative")]
     if layers["value"].notna().any():
         yield "layer-distances", layer_distances(readings, by=by or usual_grouping(frame, ("method", "noise")))
+    for measure in MATRICES:
+        rows = select(frame, measure, layers=("total",))
+        if rows.loc[rows["term"].str.startswith(POINT), "value"].notna().any():
+            yield measure, hessian_density(readings, measure=measure, by=group)
     if ((frame["term"] == "log10") & frame["value"].notna()).any():
         yield "bounds", bound_comparison(readings, gap=gap)
 

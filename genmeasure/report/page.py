@@ -41,6 +41,9 @@ PLOTS = {
     "gap-against-ju2022": AGAINST,
     "gap-against-": AGAINST,
     "layer-distances": "Distance from the start, layer by layer; bars are 95 % intervals over checkpoints.",
+    "hessian-density": "Density of the Hessian's eigenvalues, smoothed; bands are 95 % intervals over probes.",
+    "gauss-newton-density": "Density of the Gauss-Newton matrix's eigenvalues, smoothed; bands are 95 % intervals over "
+                            "probes.",
     "bounds": "Bounds: median over checkpoints with range, beside the measured gap. The dashed line marks 1.",
 }
 MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}

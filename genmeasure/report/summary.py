@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pandas as pd
 
+from genmeasure import tables  # whole: tables imports this package, and either may come first
 from genmeasure.report.numbers import interval, number
 from genmeasure.report.readings import groups, select, subjects, usual_grouping
-from genmeasure.tables import agreement
 
 GAP = "loss-gap"
 RANKED = ("ju2022", "total")
@@ -114,7 +114,7 @@ def _parabola(frame: pd.DataFrame) -> list[str]:
 
 def _agreement(rows: pd.DataFrame) -> str:
     at = rows[rows["term"] == "relative-difference"].groupby("sigma")[["value", "stderr"]]
-    shares = {sigma: agreement(part) for sigma, part in at}
+    shares = {sigma: tables.agreement(part) for sigma, part in at}
     if not shares:
         return ""
     smallest = min(shares)

@@ -19,7 +19,8 @@ def whole(batches: Batches) -> Batch:
     try:
         clean = None if parts[0].clean is None else torch.cat([part.clean for part in parts])
         return replace(parts[0], inputs=_joined([part.inputs for part in parts]),
-                       targets=torch.cat([part.targets for part in parts]), clean=clean, index=0)
+                       targets=torch.cat([part.targets for part in parts]), clean=clean, index=0,
+                       rows=torch.arange(batches.size))
     except RuntimeError as error:
         raise InputError(f"the batches of {batches.name!r} cannot be joined ({str(error).splitlines()[0]}); give all "
                          "examples the same shape, for texts by padding to one length") from error

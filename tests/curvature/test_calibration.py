@@ -5,8 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-import genmeasure.curvature.trace as module
-from genmeasure.curvature.gauss_newton import gauss_newton_traces
 from genmeasure.curvature.noise import noise_curve
 from genmeasure.curvature.products import hessian_product
 from genmeasure.curvature.trace import block_traces
@@ -56,18 +54,6 @@ def test_traces(smooth, route):
         total = found.estimate()
         each = ((found.value - truth) / found.covariance.diagonal().sqrt())[sampled]
         z.append([*each.tolist(), (total.value - truth.sum().item()) / total.stderr])
-    check(z)
-
-
-def test_random_signs(smooth, monkeypatch):
-    exact = sum(gauss_newton_traces(smooth.risk, b).sum(0) for b in smooth.train) / smooth.train.size
-    monkeypatch.setattr(module, "EXACT_OUTPUTS", 0)
-    z = []
-    for seed in range(SEEDS):
-        found = block_traces(smooth.risk, route="gauss-newton", rtol=0, layer_rtol=0, atol=0, max_passes=PASSES,
-                             seed=seed)
-        z.append([((found.value - exact) / found.covariance.diagonal().sqrt())[0].item()])
-        assert found.value[1].item() == pytest.approx(exact[1].item(), rel=1e-12)  # signs cancel in the linear head
     check(z)
 
 

@@ -3,69 +3,17 @@
 import pytest
 import scipy.linalg
 import torch
-from torch import nn
-from torch.func import functional_call, hessian
+from dense import RELU, TANH, Dense, make
 
+from genmeasure.curvature import trace
 from genmeasure.curvature.forms import hessian_forms, positive_forms
-from genmeasure.curvature.gauss_newton import gauss_newton_forms, gauss_newton_traces, piecewise_linear
+from genmeasure.curvature.gauss_newton import gauss_newton_forms, piecewise_linear
 from genmeasure.curvature.lanczos import extreme_eigenvalues
 from genmeasure.curvature.noise import antithetic_difference
 from genmeasure.curvature.products import hessian_product
+from genmeasure.curvature.taps import find_taps
 from genmeasure.curvature.trace import block_traces, hutchinson
-from genmeasure.data.batches import Batches
-from genmeasure.subject import subject
-
-
-class Net(nn.Module):
-    def __init__(self, activation):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(1, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
-        self.inner = nn.Conv2d(3, 3, 3, padding=1)
-        self.head = nn.Linear(3 * 4, 3)
-        self.activation = activation
-
-    def forward(self, x):
-        x = self.activation(self.norm(self.conv(x)))
-        x = self.activation(x + self.inner(x))
-        return self.head(nn.functional.avg_pool2d(x, 2).flatten(1))
-
-
-def make(activation, batch_size=5):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net, start = Net(activation).double(), Net(activation).double()
-        for module in (net, start):
-            module.norm.running_mean.normal_()
-            module.norm.running_var.uniform_(0.5, 2)
-            module.norm.weight.data.uniform_(0.5, 2)
-        x, y = torch.randn(12, 1, 4, 4).double(), torch.randint(0, 3, (12,))
-    return subject(net, start, Batches.from_arrays(x, y, batch_size=batch_size), dtype="float64", device="cpu")
-
-
-RELU, TANH = torch.relu, torch.tanh
-
-
-class Dense:
-    """Everything from full matrices: per-example losses as a function of one flat weight vector."""
-
-    def __init__(self, s):
-        self.subject, self.layers = s, s.layers
-        self.shapes = [s.weight(x).shape for x in s.layers]
-        self.sizes = [shape.numel() for shape in self.shapes]
-        self.point = torch.cat([s.weight(x).reshape(-1) for x in s.layers])
-        batches = list(s.train)
-        self.x = torch.cat([b.inputs[0] for b in batches])
-        self.y = torch.cat([b.targets for b in batches])
-        self.rows = [slice(sum(self.sizes[:i]), sum(self.sizes[:i + 1])) for i in range(len(self.sizes))]
-
-    def loss(self, flat, rows=slice(None)):
-        pieces = zip(self.layers, flat.split(self.sizes), self.shapes, strict=True)
-        named = {layer.parameter: piece.reshape(shape) for layer, piece, shape in pieces}
-        out = functional_call(self.subject.model, named, (self.x[rows],))
-        return nn.functional.cross_entropy(out, self.y[rows])
-
-    def hessian(self, rows=slice(None)):
-        return hessian(lambda w: self.loss(w, rows))(self.point)
+from genmeasure.errors import InputError
 
 
 @pytest.fixture(scope="module", params=[RELU, TANH], ids=["relu", "tanh"])
@@ -110,9 +58,8 @@ def test_a_complete_design_makes_hutchinson_exact(both):
     size = 1 << (len(dense.point) - 1).bit_length()
     design = torch.from_numpy(scipy.linalg.hadamard(size)).double()[:len(dense.point)]
     total = torch.zeros(len(s.layers), dtype=torch.float64)
-    split = torch.zeros_like(total)
+    split = gauss_newton_blocks(s) * s.train.size
     for batch in s.train:
-        split += gauss_newton_traces(s.risk, batch).sum(0)
         for column in design.T:
             pieces = zip(s.layers, column.split(dense.sizes), dense.shapes, strict=True)
             probes = {x.name: piece.reshape(shape) for x, piece, shape in pieces}
@@ -123,23 +70,53 @@ def test_a_complete_design_makes_hutchinson_exact(both):
     assert torch.allclose(split / s.train.size, blocks, rtol=1e-9, atol=1e-12)
 
 
-def test_gauss_newton_trace_is_exact_for_piecewise_linear_networks():
+def gauss_newton_blocks(s):
+    """Tr G_ii with every pair taken."""
+    found = block_traces(s.risk, route="gauss-newton", rtol=0, layer_rtol=0, atol=0, max_passes=9, seed=0)
+    assert found.estimate().stderr == 0
+    assert found.draws == s.train.size
+    return found.value
+
+
+@pytest.mark.parametrize("eigen", [0, 32], ids=["classes", "eigenvectors"])
+@pytest.mark.parametrize("first", [4, 7, 128])
+def test_gauss_newton_trace_is_exact_for_piecewise_linear_networks(eigen, first, monkeypatch):
+    monkeypatch.setattr(trace, "EIGEN_OUTPUTS", eigen)
+    monkeypatch.setattr(trace, "FIRST_PAIRS", first)
     s = make(RELU)
     dense = Dense(s)
-    found = block_traces(s.risk, route="auto", rtol=0.02, layer_rtol=0.1, atol=0, max_passes=9, seed=0)
+    found = block_traces(s.risk, route="auto", rtol=0, layer_rtol=0, atol=0, max_passes=9, seed=0)
     blocks = torch.stack([dense.hessian()[r, r].trace() for r in dense.rows])
     assert found.route == "gauss-newton"
+    assert found.linear == (True, True, True)
     assert torch.allclose(found.value, blocks, rtol=1e-9)
     assert found.estimate().stderr == 0
 
 
-def test_random_signs_are_exact_over_a_complete_design():
-    s = make(RELU)
-    batch = next(iter(s.train))
-    exact = gauss_newton_traces(s.risk, batch)
-    design = torch.from_numpy(scipy.linalg.hadamard(4)[:3]).double()  # three outputs
-    mean = sum(gauss_newton_traces(s.risk, batch, c.expand(len(batch), 3)) for c in design.T) / 4
-    assert torch.allclose(mean, exact, rtol=1e-9)
+def test_the_gauss_newton_trace_needs_no_taps(monkeypatch):
+    tapped = gauss_newton_blocks(make(TANH))
+    monkeypatch.setattr(trace, "find_taps", lambda risk: None)
+    assert torch.allclose(gauss_newton_blocks(make(TANH)), tapped, rtol=1e-9)
+    found = block_traces(make(TANH).risk, route="auto", rtol=9, layer_rtol=9, atol=0, max_passes=30, seed=0)
+    assert found.route == "hutchinson"
+
+
+@pytest.mark.parametrize("eigen", [0, 32], ids=["classes", "eigenvectors"])
+def test_a_sample_of_pairs_agrees_with_the_whole(eigen, monkeypatch):
+    monkeypatch.setattr(trace, "EIGEN_OUTPUTS", eigen)
+    monkeypatch.setattr(trace, "FIRST_PAIRS", 24)
+    s = make(TANH, examples=60)
+    whole = gauss_newton_blocks(s)
+    few = block_traces(s.risk, route="gauss-newton", rtol=9, layer_rtol=9, atol=0, max_passes=9, seed=0)
+    assert 20 < few.draws < 60
+    stderr = few.covariance.diagonal().sqrt()
+    assert (stderr > 0).all()
+    assert ((few.value - whole).abs() < 4 * stderr).all()
+
+
+def test_an_unknown_route_names_the_known_ones():
+    with pytest.raises(InputError, match="did you mean 'hutchinson'[?]$"):
+        block_traces(make(TANH).risk, route="hutch", rtol=0, layer_rtol=0, atol=0, max_passes=1, seed=0)
 
 
 @pytest.mark.parametrize("route", ["split", "hutchinson"])
@@ -152,23 +129,47 @@ def test_sampled_routes_agree_with_the_dense_trace(route):
     assert ((found.value - blocks).abs() <= 4 * stderr + 1e-12).all()
     assert (stderr[-1] == 0) == (route == "split")  # the outputs are linear in the head
     assert (stderr[:-1] > 0).all()
-    assert found.passes < 400
+    assert found.draws < 400 * 12
     assert found.estimate().stderr <= 0.4
 
 
-def test_forms_of_every_example(both):
+def taps_of(s, tapped):
+    return find_taps(s.risk) if tapped else None
+
+
+def displacements(s):
+    return {x.name: s.displacement(x) for x in s.layers}
+
+
+@pytest.mark.parametrize("tapped", [True, False])
+def test_forms_of_every_example(both, tapped):
     s, dense = both
-    for layer, rows in zip(s.layers, dense.rows, strict=True):
-        v = s.displacement(layer)
-        flat = v.reshape(-1)
+    found = hessian_forms(s.risk, displacements(s), taps_of(s, tapped))
+    for layer, rows, column in zip(s.layers, dense.rows, found.T, strict=True):
+        flat = s.displacement(layer).reshape(-1)
         truth = torch.stack([flat @ dense.hessian(slice(i, i + 1))[rows, rows] @ flat for i in range(12)])
-        assert torch.allclose(hessian_forms(s.risk, layer, v), truth, rtol=1e-9, atol=1e-12)
-        if s.model.activation is RELU:
-            assert torch.allclose(gauss_newton_forms(s.risk, layer, v), truth, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(column, truth, rtol=1e-9, atol=1e-12)
 
 
-def test_positive_forms_of_every_example(both):
+@pytest.mark.parametrize("tapped", [True, False])
+def test_gauss_newton_forms_of_every_example(both, tapped):
     s, dense = both
+    found = gauss_newton_forms(s.risk, displacements(s), taps_of(s, tapped))
+    hessian = hessian_forms(s.risk, displacements(s))
+    p = dense.outputs(dense.point).softmax(1)
+    a = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    for i, layer in enumerate(s.layers):
+        v, jacobian = s.displacement(layer).reshape(-1), dense.output_jacobian(layer)  # [examples, outputs, weights]
+        truth = torch.einsum("nkw,w,nkl,nlz,z->n", jacobian, v, a, jacobian, v)
+        assert torch.allclose(found[:, i], truth, rtol=1e-9)
+        if s.model.activation is RELU:
+            assert torch.allclose(found[:, i], hessian[:, i], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("tapped", [True, False])
+def test_positive_forms_of_every_example(both, tapped):
+    s, dense = both
+    taps = taps_of(s, tapped)
     for layer, rows in zip(s.layers, dense.rows, strict=True):
         v = s.displacement(layer)
         flat, truth = v.reshape(-1), []
@@ -176,24 +177,27 @@ def test_positive_forms_of_every_example(both):
             values, vectors = torch.linalg.eigh(dense.hessian(slice(i, i + 1))[rows, rows])
             truth.append(((vectors.T @ flat) ** 2 * values.clamp(min=0)).sum())
         truth = torch.stack(truth)
-        found = positive_forms(s.risk, layer, v, every=True, steps=100, rtol=1e-9)
+        found = positive_forms(s.risk, layer, v, every=True, steps=100, rtol=1e-9, taps=taps)
         assert torch.allclose(found.value, truth, rtol=1e-6, atol=1e-10)
-        early = positive_forms(s.risk, layer, v, steps=4, rtol=1e-9)
+        early = positive_forms(s.risk, layer, v, steps=4, rtol=1e-9, taps=taps)
         slack = 1e-9 * truth.max()
         for bracket in (found, early):
             assert (bracket.lower <= truth + slack).all()
             assert (truth <= bracket.upper + slack).all()
-        pruned = positive_forms(s.risk, layer, v, steps=100, rtol=1e-9)
+        pruned = positive_forms(s.risk, layer, v, steps=100, rtol=1e-9, taps=taps)
         assert pruned.value.max() == pytest.approx(truth.max().item(), rel=1e-6)
         assert pruned.top == int(truth.argmax())
 
 
-def test_forms_do_not_depend_on_the_batch_size():
+@pytest.mark.parametrize("tapped", [True, False])
+def test_forms_do_not_depend_on_the_batch_size(tapped):
     few, many = make(TANH, batch_size=1), make(TANH, batch_size=12)
-    for a, b in zip(few.layers, many.layers, strict=True):
-        v = few.displacement(a)
-        assert torch.allclose(hessian_forms(few.risk, a, v), hessian_forms(many.risk, b, v), rtol=1e-10, atol=1e-13)
-        one, other = (positive_forms(s.risk, x, v, steps=30, rtol=1e-6) for s, x in ((few, a), (many, b)))
+    for forms in (hessian_forms, gauss_newton_forms):
+        one, other = (forms(s.risk, displacements(s), taps_of(s, tapped)) for s in (few, many))
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-13)
+    for layer in few.layers:
+        one, other = (positive_forms(s.risk, layer, few.displacement(layer), steps=30, rtol=1e-6,
+                                     taps=taps_of(s, tapped)) for s in (few, many))
         assert one.value.max() == pytest.approx(other.value.max().item(), rel=1e-6)
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from genmeasure.curvature.forms import absolute_value_bracket, hessian_forms, positive_forms
-from genmeasure.curvature.gauss_newton import gauss_newton_forms, gauss_newton_traces
+from genmeasure.curvature.gauss_newton import gauss_newton_forms
 from genmeasure.curvature.lanczos import extreme_eigenvalues, lanczos
 from genmeasure.curvature.noise import antithetic_difference, noise_curve, one_sided_difference
 from genmeasure.curvature.products import batch_hessian_product
+from genmeasure.curvature.taps import find_taps
 from genmeasure.curvature.trace import block_traces, hutchinson
 from genmeasure.data.batches import Batches
 from genmeasure.losses import Loss
@@ -148,8 +149,8 @@ def test_squared_loss_of_a_linear_model():
     s = linear(v, torch.zeros(1, 2), x, torch.tensor([[0.1], [0.2], [0.3]]), batch_size=2)
     truth = (x.double() @ v[0].double()) ** 2
     layer = s.layers[0]
-    assert torch.allclose(hessian_forms(s.risk, layer, s.displacement(layer)), truth, rtol=1e-12)
-    assert torch.allclose(gauss_newton_forms(s.risk, layer, s.displacement(layer)), truth, rtol=1e-12)
+    assert torch.allclose(hessian_forms(s.risk, {layer.name: s.displacement(layer)})[:, 0], truth, rtol=1e-12)
+    assert torch.allclose(gauss_newton_forms(s.risk, {layer.name: s.displacement(layer)})[:, 0], truth, rtol=1e-12)
     trace = block_traces(s.risk, route="auto", rtol=0.1, layer_rtol=0.1, atol=0, max_passes=5, seed=0).estimate()
     assert trace.value == pytest.approx(x.double().square().sum(1).mean().item(), rel=1e-9)
 
@@ -162,9 +163,11 @@ def test_softmax_of_a_linear_model(p, form, trace, top):
     weight = torch.outer(torch.tensor(p, dtype=torch.float64).log(), x[0].double()) / 5
     s = linear(weight, weight - v, x, torch.tensor([0]), "cross-entropy")
     layer, batch = s.layers[0], next(iter(s.train))
-    assert hessian_forms(s.risk, layer, v.double()).item() == pytest.approx(form, abs=1e-9)
-    assert gauss_newton_forms(s.risk, layer, v.double()).item() == pytest.approx(form, abs=1e-9)
-    assert gauss_newton_traces(s.risk, batch).item() == pytest.approx(trace, abs=1e-9)
+    for taps in (None, find_taps(s.risk)):
+        assert hessian_forms(s.risk, {layer.name: v.double()}, taps).item() == pytest.approx(form, abs=1e-9)
+        assert gauss_newton_forms(s.risk, {layer.name: v.double()}, taps).item() == pytest.approx(form, abs=1e-9)
+    found = block_traces(s.risk, route="auto", rtol=0, layer_rtol=0, atol=0, max_passes=5, seed=0).estimate()
+    assert found.value == pytest.approx(trace, abs=1e-9)
 
     def product(flat):
         return batch_hessian_product(s.risk, batch, {layer.name: flat.reshape(3, 2)})[layer.name].reshape(-1)
@@ -194,7 +197,8 @@ def test_tanh_net_forms(tanh_net):
     assert (joint["0"] * v[0]).sum().item() / n == pytest.approx(0.8078140839, abs=1e-9)
     assert (joint["2"] * v[1]).sum().item() / n == pytest.approx(0.4944332880, abs=1e-9)
     for layer, direction, block in zip(s.layers, v, (0.6348941516, 0.3215133558), strict=True):
-        assert hessian_forms(s.risk, layer, direction).mean().item() == pytest.approx(block, abs=1e-9)
+        forms = hessian_forms(s.risk, {layer.name: direction}, find_taps(s.risk))
+        assert forms.mean().item() == pytest.approx(block, abs=1e-9)
 
 
 def test_tanh_net_block_of_the_mean_loss(tanh_net):

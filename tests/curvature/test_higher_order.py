@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from genmeasure.curvature.forms import example_products, hessian_forms
 from genmeasure.curvature.higher_order import directional, written_out
 from genmeasure.curvature.products import batch_hessian_product
+from genmeasure.curvature.taps import find_taps
 from genmeasure.data.batches import Batches
 from genmeasure.subject import subject
 
@@ -80,14 +81,17 @@ def test_forms_of_a_transformer_layer():
     assert [k.name for k in s.layers] == ["embed", "layer.self_attn.in_proj", "layer.self_attn.out_proj",
                                           "layer.linear1", "layer.linear2", "gate", "head"]
     batch, step = next(iter(s.train)), 1e-4
+    taps = find_taps(s.risk)
+    assert taps is not None
     for layer in s.layers:
         v, w = s.displacement(layer), s.weight(layer)
         with torch.no_grad():
             up, here, down = (s.risk.losses({layer.name: w + a * v}, batch) for a in (step, 0, -step))
         truth = (up + down - 2 * here) / step**2
         size = truth.abs().max()
-        assert (hessian_forms(s.risk, layer, v) - truth).abs().max() < 1e-4 * size
-        products = example_products(s.risk, layer, batch, v.reshape(1, -1).expand(6, -1)) @ v.reshape(-1)
-        assert (products - truth).abs().max() < 1e-4 * size
+        for way in (taps, None):
+            assert (hessian_forms(s.risk, {layer.name: v}, way)[:, 0] - truth).abs().max() < 1e-4 * size
+            products = example_products(s.risk, layer, batch, way)(v.reshape(1, -1).expand(6, -1)) @ v.reshape(-1)
+            assert (products - truth).abs().max() < 1e-4 * size
         whole = (batch_hessian_product(s.risk, batch, {layer.name: v})[layer.name] * v).sum()
         assert (whole - truth.sum()).abs() < 1e-4 * size

@@ -171,7 +171,8 @@ def test_differences_are_undone(npz, shape):
     ({"x": X[:0], "y": Y[:0]}, "is empty; at least one example is needed"),
     ({"x": X, "y": np.where(Y, np.nan, 1.0)}, "holds NaN or infinite numbers; repair or drop these examples"),
     ({"x": X, "y": Y - 1}, "goes down to -1; class indices start at 0"),
-    ({"x": X, "y": np.eye(7)[Y].astype(int)}, "give one class index for each example"),
+    ({"x": X, "y": np.zeros((7, 2, 2), int)}, "class index for each example, or one for each of its tokens or labels"),
+    ({"x": X, "y": np.stack([Y, Y - 1], 1)}, "goes down to -1; class indices start at 0"),
     ({"x": X, "y": np.array(list("abcdefg"))}, "has the type <U1; it must hold numbers"),
     ({"x": np.where(X == 3, np.nan, X), "y": Y}, "is NaN or infinite in 1 of 7 examples; repair or drop these"),
     ({"x": np.where(X > 9, np.inf, X), "y": Y}, "is NaN or infinite in 2 of 7 examples; repair or drop these"),
@@ -180,6 +181,11 @@ def test_differences_are_undone(npz, shape):
 ])
 def test_npz_content(npz, arrays, end):
     refused(npz(**arrays), end)
+
+
+def test_labels_of_tokens(npz):
+    y = np.stack([Y, np.full(7, -100)], 1)
+    assert load(npz(x=X, y=y)).labels.tolist() == y.tolist()
 
 
 @pytest.mark.parametrize("keep", [0, 0.5, 0.9])

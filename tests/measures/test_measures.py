@@ -209,5 +209,5 @@ def test_losses_that_are_nan_name_the_example(data):
     x = torch.cat([b.inputs[0] for b in data[0]])
     x[5] = 3e38  # overflows in the network
     s = subject(net(0), net(1), Batches.from_arrays(x, data[0].labels))
-    with pytest.raises(InputError, match="on example 5 of 'data' and 0 others; .*or measure with --dtype float64$"):
+    with pytest.raises(InputError, match=r"on example 5 of 'data' \(batch 0\) and 0 others; .*--dtype float64$"):
         gm.measure(s, "margin")

@@ -1,0 +1,473 @@
+"""Per-example gradients and directional derivatives of all layers at once, from what flows in and out of each layer.
+
+A layer that maps its input x to W x gives away everything about its weight: with delta the gradient of some function
+with respect to its output, the gradient with respect to W is delta x', and the derivative along a direction V is
+<delta, V x>. So one forward pass that taps x, and one backward pass through activations alone, serve all layers and
+all examples, without a gradient of any weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from genmeasure.data.batches import Batch
+from genmeasure.risk import FORWARD, GRADIENT, HESSIAN_PRODUCT, Risk
+
+CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+CHUNK = 2**24
+"""Numbers held at once by per-example gradients of one layer."""
+
+SHARE = 4
+"""Second derivatives take this share of a batch at a time: a double backward pass holds several times as much."""
+
+# The same function, except that it does not ask to be overridden as a whole, so that what it calls can be tapped.
+_attention = types.FunctionType(
+    F.multi_head_attention_forward.__code__, {**vars(F), "has_torch_function": lambda *_: False},
+    argdefs=F.multi_head_attention_forward.__defaults__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the examples are among the rows of a call: b examples of several rows each, or several rows of b each."""
+
+    layer: str
+    examples_first: bool = True
+
+    def split(self, rows: Tensor, examples: int) -> Tensor:
+        """[rows, ...] -> [b, rows / b, ...]."""
+        if self.examples_first:
+            return rows.reshape(examples, -1, *rows.shape[1:])
+        return rows.reshape(-1, examples, *rows.shape[1:]).transpose(0, 1)
+
+    def join(self, split: Tensor) -> Tensor:
+        """[b, rows / b, ...] -> [rows, ...]."""
+        return (split if self.examples_first else split.transpose(0, 1)).flatten(0, 1)
+
+    def spread(self, values: Tensor, rows: int) -> Tensor:
+        """[b, ...] -> [rows, ...]: every example's value on each of its rows."""
+        times = rows // len(values)
+        if self.examples_first:
+            return values.repeat_interleave(times, 0)
+        return values.repeat(times, *[1] * (values.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a layer's weight: output = operation(input, weight), linear in both.
+
+    transposed: the weight is [in, out]. As rows, input and output of linear operations are [rows, features], those of
+    convolutions [rows, channels, ...].
+    """
+
+    weight: Tensor
+    input: Tensor
+    convolution: tuple | None
+    operation: Callable[[Tensor, Tensor], Tensor]
+    transposed: bool = False
+
+    def as_rows(self, tensor: Tensor) -> Tensor:
+        return tensor if self.convolution else tensor.reshape(-1, tensor.shape[-1])
+
+    def columns(self, values: Tensor) -> Tensor:
+        """[rows, channels] ready to be multiplied with an input or output in rows."""
+        return values.reshape(*values.shape, *[1] * (self.weight.ndim - 2)) if self.convolution else values
+
+    @property
+    def groups(self) -> int:
+        return self.convolution[3] if self.convolution else 1
+
+    def as_factor(self, vectors: Tensor) -> Tensor:
+        """Directions of the weight [b, d] as [b, g, k, o], the order of `factors`."""
+        if self.transposed:
+            return vectors.reshape(-1, 1, *self.weight.shape)
+        return vectors.reshape(len(vectors), self.groups, len(self.weight) // self.groups, -1).mT
+
+    def from_factor(self, factor: Tensor, weight: Tensor) -> Tensor:
+        """[b, g, k, o] -> [b, d], the order of the weight."""
+        return (factor if self.transposed else factor.mT).reshape(len(factor), weight.numel())
+
+    def joined(self, layout: Layout, moves: Tensor, like: Tensor) -> Tensor:
+        """Moves of the output [b, g, t, o], the order of `factors`, in the shape of the output."""
+        if self.convolution is None:
+            return layout.join(moves[:, 0]).reshape(like.shape)
+        positions = like.shape[2:].numel()
+        moves = moves.unflatten(2, (-1, positions)).permute(0, 2, 1, 4, 3)  # [b, m, g, o, positions]
+        return layout.join(moves.flatten(2, 3)).reshape(like.shape)
+
+    def factors(self, layout: Layout, delta: Tensor, examples: int) -> tuple[Tensor, Tensor]:
+        """a [b, g, k, t] and d [b, g, t, o] whose product over t is the weight's gradient of every example, by group.
+
+        t counts the places where an example uses the weight: tokens, positions of a convolution.
+        """
+        if self.convolution is None:
+            a = layout.split(self.as_rows(self.input), examples)
+            d = layout.split(self.as_rows(delta), examples)
+            return a.mT[:, None], d[:, None]
+        stride, padding, dilation, groups = self.convolution
+        a = layout.split(_patches(self.input, self.weight.shape[2:], stride, padding, dilation), examples)
+        d = layout.split(delta.flatten(2), examples)  # [b, m, o, t]
+        a, d = (t.unflatten(2, (groups, -1)).transpose(1, 2) for t in (a, d))  # [b, g, m, k, t], [b, g, m, o, t]
+        return a.transpose(2, 3).flatten(3), d.transpose(3, 4).flatten(2, 3)
+
+
+def _patches(x: Tensor, kernel: torch.Size, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """im2col in any number of dimensions: x [n, c, ...] -> [n, c * prod(kernel), positions]."""
+    spatial = len(kernel)
+    stride, dilation = (tuple(v) if isinstance(v, (tuple, list)) else (v,) * spatial for v in (stride, dilation))
+    stride, dilation = (v * spatial if len(v) == 1 else v for v in (stride, dilation))
+    if isinstance(padding, str):
+        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        sides = [(t // 2, t - t // 2) for t in total]
+    else:
+        each = tuple(padding) if isinstance(padding, (tuple, list)) else (padding,)
+        sides = [(p, p) for p in (each * spatial if len(each) == 1 else each)]
+    if spatial == 2 and all(a == b for a, b in sides):
+        return F.unfold(x, tuple(kernel), dilation, tuple(a for a, _ in sides), stride)
+    x = F.pad(x, [p for side in reversed(sides) for p in side])
+    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
+        x = x.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
+    positions = x.shape[2:2 + spatial].numel()
+    x = x.movedim(tuple(range(-spatial, 0)), tuple(range(2, 2 + spatial)))  # [n, c, kernel..., positions...]
+    return x.reshape(len(x), -1, positions)
+
+
+class _Tapping(TorchFunctionMode):
+    """Hands every linear operation on a known weight to `tap`, which gives the output to go on with."""
+
+    def __init__(self, risk: Risk, tap: Callable[[str, Call, Tensor], Tensor]):
+        super().__init__()
+        self.names = {_key(w): name for name, w in risk.weights.items()}
+        self.tap = tap
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _attention(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if func is F.linear:
+            call = _linear(*args, **kwargs)
+        elif func in CONVOLUTIONS:
+            call = _convolution(func, *args, **kwargs)
+        elif func is torch.addmm and len(args) == 3 and not kwargs:
+            call = Call(args[2], args[1], None, lambda x, w: x @ w, transposed=True)
+        else:
+            return output
+        name = self.names.get(_key(call.weight))
+        return output if name is None else self.tap(name, call, output)
+
+
+def _key(weight: Tensor) -> tuple:
+    """Names a weight wherever it turns up, detached or not; a slice that starts where it does has another shape."""
+    return weight.data_ptr(), tuple(weight.shape)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
+    return Call(weight, input, None, F.linear)
+
+
+def _convolution(func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
+                 padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Call:
+    setting = (stride, padding, dilation, groups)
+    return Call(weight, input, setting, lambda x, w: func(x, w, None, *setting))
+
+
+@contextlib.contextmanager
+def _tapped(risk: Risk, tap: Callable[[str, Call, Tensor], Tensor]) -> Iterator[Tensor]:
+    """Calls `tap` for every use of a weight; every output handed on depends on the anchor that is yielded."""
+    anchor = torch.zeros((), device=risk.device, dtype=risk.dtype, requires_grad=True)
+
+    def anchored(name: str, call: Call, output: Tensor) -> Tensor:
+        return tap(name, call, output if output.requires_grad else output + anchor)
+    with torch.enable_grad(), _Tapping(risk, anchored):
+        yield anchor
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The uses of weights in one forward pass, in their order, and every layer's numbers of outputs and inputs."""
+
+    layouts: tuple[Layout, ...]
+    features: Mapping[str, tuple[int, int]]
+
+    def listen(self, risk: Risk, batch: Batch, hear: Callable[[int, Call, Tensor], None]) -> tuple[Tensor, Tensor]:
+        """Outputs and anchor of a forward pass; a backward pass to the anchor calls `hear(use, call, delta)`."""
+        count = iter(range(len(self.layouts)))
+
+        def tap(name: str, call: Call, output: Tensor) -> Tensor:
+            use = next(count)
+            call = dataclasses.replace(call, input=call.input.detach())
+            output.register_hook(lambda delta: hear(use, call, delta.detach()))
+            return output
+        with _tapped(risk, tap) as anchor:
+            return risk.outputs({}, batch), anchor
+
+
+def find_taps(risk: Risk) -> Taps | None:
+    """How the weights are used, or None where some use is not one of the known linear operations.
+
+    Found by running three examples and following each one's gradient; the per-example gradients that come of it are
+    checked against automatic differentiation.
+    """
+    first = next(iter(risk.batches))
+    batch = risk.place(first.select(torch.arange(3) % len(first)))
+    names, calls, deltas, features = [], [], [], {}
+
+    def tap(name: str, call: Call, output: Tensor) -> Tensor:
+        use, axis = len(names), 1 if call.convolution else -1
+        features[name] = output.shape[axis], call.input.shape[axis]
+        names.append(name)
+        calls.append(call)
+        output.register_hook(lambda delta: deltas[-1].__setitem__(use, delta.detach()))
+        return output
+    generator = torch.Generator().manual_seed(0)
+    risk.spend(FORWARD + 3 * GRADIENT, len(batch))
+    with _tapped(risk, tap) as anchor:
+        outputs = risk.outputs({}, batch)
+    direction = torch.randn(outputs.shape, generator=generator).to(outputs)
+    for example in range(3):
+        deltas.append({})
+        only = torch.zeros_like(outputs)
+        only[example] = direction[example]
+        torch.autograd.grad(outputs, anchor, only, retain_graph=True, allow_unused=True)
+    layouts = []
+    for use, (name, call) in enumerate(zip(names, calls, strict=True)):
+        fitting = [layout for layout in (Layout(name), Layout(name, False))
+                   if all(_stays(layout, call, deltas[n].get(use), n) for n in range(3))]
+        if not fitting:
+            return None
+        layouts.append(fitting[0])
+    found = Taps(tuple(layouts), features)
+    ours = squared_gradients(risk, found, batch, lambda _: direction[None])[0]
+    return found if torch.allclose(ours, _squared_gradients_twin(risk, batch, direction), rtol=2e-3) else None
+
+
+def _stays(layout: Layout, call: Call, delta: Tensor | None, example: int) -> bool:
+    """Whether an example's gradient touches no rows but its own."""
+    if delta is None:
+        return True
+    rows = call.as_rows(delta)
+    if len(rows) % 3:
+        return False
+    touched = layout.split(rows, 3).flatten(1).ne(0).any(1)
+    touched[example] = False
+    return not touched.any()
+
+
+def _squared_gradients_twin(risk: Risk, batch: Batch, direction: Tensor) -> Tensor:
+    """The literal twin of `squared_gradients`: one backward pass with weight gradients for each example."""
+    rows = []
+    for n in range(len(batch)):
+        point = {k: w.clone().requires_grad_() for k, w in risk.weights.items()}
+        with torch.enable_grad():
+            value = (risk.outputs(point, batch.select(slice(n, n + 1))) * direction[n]).sum()
+            slopes = torch.autograd.grad(value, list(point.values()), materialize_grads=True, allow_unused=True)
+        rows.append(torch.stack([g.square().sum() for g in slopes]))
+    return torch.stack(rows)
+
+
+Directions = Callable[[Tensor], Tensor]
+"""outputs [b, ...] -> directions u in the space of the outputs [D, b, ...]."""
+
+
+def squared_gradients(risk: Risk, taps: Taps, batch: Batch, directions: Directions) -> Tensor:
+    """|d(u . f(x)) / dW_i|^2 of every example and layer, [D, b, layers], by one backward pass for each direction."""
+    batch = risk.place(batch)
+    places = {name: i for i, name in enumerate(risk.weights)}
+    uses = [layout.layer for layout in taps.layouts]
+    single = {name for name in uses if uses.count(name) == 1}
+    current, several, result = 0, {}, None
+
+    def hear(use: int, call: Call, delta: Tensor) -> None:
+        layout = taps.layouts[use]
+        a, d = call.factors(layout, delta, len(batch))
+        if layout.layer in single:
+            result[current, :, places[layout.layer]] = _squared_product(a, d)
+        else:  # several uses add up before the square is taken
+            several.setdefault(layout.layer, []).append((a, d))
+    outputs, anchor = taps.listen(risk, batch, hear)
+    ends = directions(outputs.detach())
+    result = torch.zeros(len(ends), len(batch), len(places), device=risk.device, dtype=risk.dtype)
+    for current, direction in enumerate(ends):
+        torch.autograd.grad(outputs, anchor, direction.to(outputs).contiguous(), retain_graph=current + 1 < len(ends),
+                            allow_unused=True)
+        for name, uses_of_it in several.items():
+            a, d = zip(*uses_of_it, strict=True)
+            result[current, :, places[name]] = _squared_product(torch.cat(a, 3), torch.cat(d, 2))
+        several = {}
+    risk.spend(FORWARD + (GRADIENT - FORWARD) * len(ends), len(batch))
+    return result
+
+
+def _squared_product(a: Tensor, d: Tensor) -> Tensor:
+    """|a d|^2 of every example for a [b, g, k, t], d [b, g, t, o], by their product or two Gram matrices if cheaper."""
+    (k, t), o = a.shape[2:], d.shape[3]
+    gram = t * (k + o) < k * o
+    step = max(1, CHUNK // (a.shape[1] * (2 * t * t if gram else k * o)))
+    parts = []
+    for x, y in zip(a.split(step), d.split(step), strict=True):
+        parts.append(((x.mT @ x) * (y @ y.mT)).flatten(1).sum(1) if gram else (x @ y).flatten(1).square().sum(1))
+    return torch.cat(parts)
+
+
+def slopes_along(risk: Risk, taps: Taps, batch: Batch, vectors: Mapping[str, Tensor],
+                 directions: Directions) -> tuple[Tensor, Tensor]:
+    """d(u . f(x; W_i + a V_i)) / da at a = 0 of every example and layer, and the outputs.
+
+    vectors: V_i by layer, of the weights' shapes. Returns [D, b, layers].
+    """
+    batch = risk.place(batch)
+    places = {name: i for i, name in enumerate(risk.weights)}
+    moved: dict[int, Tensor] = {}
+    current, result = 0, None
+
+    def hear(use: int, call: Call, delta: Tensor) -> None:
+        layout = taps.layouts[use]
+        if use not in moved:
+            moved[use] = call.as_rows(call.operation(call.input, vectors[layout.layer]))
+        product = (call.as_rows(delta) * moved[use]).flatten(1).sum(1)
+        result[current, :, places[layout.layer]] += layout.split(product, len(batch)).sum(1)
+    outputs, anchor = taps.listen(risk, batch, hear)
+    ends = directions(outputs.detach())
+    result = torch.zeros(len(ends), len(batch), len(places), device=risk.device, dtype=risk.dtype)
+    for current, direction in enumerate(ends):
+        torch.autograd.grad(outputs, anchor, direction.to(outputs).contiguous(), retain_graph=current + 1 < len(ends),
+                            allow_unused=True)
+    risk.spend(2 * FORWARD + FORWARD * len(ends), len(batch))
+    return result, outputs.detach()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A direction of a layer's weight for every example: the same V, or with signs Rademacher ones of its own.
+
+    vector: V, of the weight's shape. out: [b, out] and into: [b, in], signs; the example's direction is out into' * V,
+    whose entries are independent signs if those of V are. It costs one linear operation for all examples.
+    """
+
+    vector: Tensor
+    out: Tensor | None = None
+    into: Tensor | None = None
+
+    def move(self, layout: Layout, call: Call) -> Tensor:
+        """What the output moves by, in rows."""
+        x = call.as_rows(call.input)
+        if self.into is not None:
+            x = x * call.columns(layout.spread(self.into, len(x)))
+        move = call.as_rows(call.operation(x.reshape(call.input.shape), self.vector))
+        return move if self.out is None else move * call.columns(layout.spread(self.out, len(move)))
+
+
+Function = Callable[[Tensor, Batch], Tensor]
+"""(outputs [b, ...], batch) -> a number or several numbers per example [b, ...]."""
+
+
+def _slopes(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str, Probe],
+            function: Function) -> tuple[list[Tensor], list[Tensor]]:
+    """Steps [b] along every layer's probe, at 0, and the derivatives [b] of the sum of `function` along them."""
+    steps = {name: torch.zeros(len(batch), device=risk.device, dtype=risk.dtype, requires_grad=True) for name in probes}
+    count = iter(taps.layouts)
+
+    def tap(name: str, call: Call, output: Tensor) -> Tensor:
+        layout = next(count)
+        if name not in probes:
+            return output
+        move = probes[name].move(layout, call)
+        return output + (move * call.columns(layout.spread(steps[name], len(move))[:, None])).reshape(output.shape)
+    with _tapped(risk, tap):
+        values = function(risk.outputs({}, batch), batch)
+        slopes = torch.autograd.grad(values.sum(), list(steps.values()), create_graph=True, materialize_grads=True,
+                                     allow_unused=True)
+    return list(steps.values()), list(slopes)
+
+
+def second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str, Probe],
+                       function: Function) -> Tensor:
+    """z_i' sum_j H_ij z_j of every example's own function value, for probes z, [b, probed layers].
+
+    From one forward, one backward and one double backward pass. The cross-layer blocks vanish in expectation over
+    random signs.
+    """
+    batch = risk.place(batch)
+    first = min(use for use, layout in enumerate(taps.layouts) if layout.layer in probes)
+    behind = 1 - first / len(taps.layouts)  # the part of the network that is differentiated
+    risk.spend(FORWARD + (HESSIAN_PRODUCT - FORWARD) * behind, len(batch))
+    steps, slopes = _slopes(risk, taps, batch, probes, function)
+    return torch.stack(_second(slopes, steps), 1)
+
+
+def diagonal_second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str, Probe],
+                                function: Function) -> tuple[Tensor, Tensor]:
+    """First derivatives along z_i and z_i' H_ii z_i of every example's own function value, each [b, probed layers].
+
+    There are no cross-layer blocks in the latter.
+
+    As `second_derivatives`, with a double backward pass for every layer, through what comes behind it.
+    """
+    batch = risk.place(batch)
+    risk.spend(2 * GRADIENT + 2 * FORWARD * len(probes), len(batch))
+    steps, slopes = _slopes(risk, taps, batch, probes, function)
+    second = [_second([slope], [step])[0] for step, slope in zip(steps, slopes, strict=True)]
+    return torch.stack([slope.detach() for slope in slopes], 1), torch.stack(second, 1)
+
+
+def example_operator(risk: Risk, taps: Taps, name: str, batch: Batch,
+                     function: Function) -> Callable[[Tensor], Tensor] | None:
+    """u [b, d] -> H_ii(x) u_x of every example's own function value, for one layer of d weights.
+
+    The second derivative with respect to the layer's output is block diagonal over examples, so one double backward
+    pass from there serves all of them; the forward pass is taken once for all products. None where the weight is used
+    more than once. Every product costs up to six forward passes.
+    """
+    uses = [use for use, layout in enumerate(taps.layouts) if layout.layer == name]
+    if len(uses) != 1:
+        return None
+    (use,) = uses
+    layout, weight = taps.layouts[use], risk.weights[name]
+    batch = risk.place(batch)
+    count, found = itertools.count(), {}
+
+    def tap(layer: str, call: Call, output: Tensor) -> Tensor:
+        if next(count) != use:
+            return output
+        found["shift"] = torch.zeros_like(output, requires_grad=True)
+        found["call"] = dataclasses.replace(call, input=call.input.detach())
+        return output.detach() + found["shift"]
+    with _tapped(risk, tap):
+        values = function(risk.outputs({}, batch), batch)
+        (delta,) = torch.autograd.grad(values.sum(), found["shift"], create_graph=True, materialize_grads=True,
+                                       allow_unused=True)
+    shift, call, behind = found["shift"], found["call"], 1 - use / len(taps.layouts)
+    risk.spend(FORWARD + 2 * FORWARD * behind, len(batch))
+
+    def product(u: Tensor) -> Tensor:
+        if not delta.requires_grad:
+            return torch.zeros_like(u)
+        risk.spend(6 * FORWARD * behind, len(batch))
+        a, _ = call.factors(layout, shift.detach(), len(batch))
+        # torch 2.13 is wrong in the second derivative of BatchNorm along a single example's vector in another order
+        move = call.joined(layout, a.mT @ call.as_factor(u), shift).contiguous()
+        (second,) = torch.autograd.grad(delta, shift, move, retain_graph=True, materialize_grads=True)
+        a, d = call.factors(layout, second, len(batch))
+        return call.from_factor(a @ d, weight)
+    return product
+
+
+def _second(slopes: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
+    with torch.enable_grad():
+        slope = sum(s.sum() for s in slopes)
+    if not slope.requires_grad:
+        return [torch.zeros_like(step) for step in steps]
+    found = torch.autograd.grad(slope, steps, retain_graph=True, materialize_grads=True, allow_unused=True)
+    return [f.detach() for f in found]

@@ -1,0 +1,66 @@
+"""Networks small enough for a dense Hessian, and everything read off from it in float64."""
+
+import torch
+from torch import nn
+from torch.func import functional_call, hessian, jacrev
+
+from genmeasure.data.batches import Batches
+from genmeasure.subject import subject
+
+
+class Net(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+        self.inner = nn.Conv2d(3, 3, 3, padding=1)
+        self.head = nn.Linear(3 * 4, 3)
+        self.activation = activation
+
+    def forward(self, x):
+        x = self.activation(self.norm(self.conv(x)))
+        x = self.activation(x + self.inner(x))
+        return self.head(nn.functional.avg_pool2d(x, 2).flatten(1))
+
+
+def make(activation, batch_size=5, examples=12):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, start = Net(activation).double(), Net(activation).double()
+        for module in (net, start):
+            module.norm.running_mean.normal_()
+            module.norm.running_var.uniform_(0.5, 2)
+            module.norm.weight.data.uniform_(0.5, 2)
+        x, y = torch.randn(examples, 1, 4, 4).double(), torch.randint(0, 3, (examples,))
+    return subject(net, start, Batches.from_arrays(x, y, batch_size=batch_size), dtype="float64", device="cpu")
+
+
+RELU, TANH = torch.relu, torch.tanh
+
+
+class Dense:
+    """Everything from full matrices: per-example losses as a function of one flat weight vector."""
+
+    def __init__(self, s):
+        self.subject, self.layers = s, s.layers
+        self.shapes = [s.weight(x).shape for x in s.layers]
+        self.sizes = [shape.numel() for shape in self.shapes]
+        self.point = torch.cat([s.weight(x).reshape(-1) for x in s.layers])
+        batches = list(s.train)
+        self.x = torch.cat([b.inputs[0] for b in batches])
+        self.y = torch.cat([b.targets for b in batches])
+        self.rows = [slice(sum(self.sizes[:i]), sum(self.sizes[:i + 1])) for i in range(len(self.sizes))]
+
+    def outputs(self, flat, rows=slice(None)):
+        pieces = zip(self.layers, flat.split(self.sizes), self.shapes, strict=True)
+        named = {layer.parameter: piece.reshape(shape) for layer, piece, shape in pieces}
+        return functional_call(self.subject.model, named, (self.x[rows],))
+
+    def output_jacobian(self, layer):
+        """[examples, outputs, weights of the layer]"""
+        return jacrev(self.outputs)(self.point)[:, :, self.rows[self.layers.index(layer)]]
+
+    def loss(self, flat, rows=slice(None)):
+        return nn.functional.cross_entropy(self.outputs(flat, rows), self.y[rows])
+
+    def hessian(self, rows=slice(None)):
+        return hessian(lambda w: self.loss(w, rows))(self.point)
