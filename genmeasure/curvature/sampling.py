@@ -5,6 +5,7 @@ Sarndal, Swensson & Wretman 1992, Model Assisted Survey Sampling, chapters 3 and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,11 +31,23 @@ def inclusion_probabilities(sizes: Tensor, count: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Total:
-    """An estimated total [k] and its covariance [k, k]; `uncertain` units were drawn, all others are known."""
+    """An estimated total [k], its covariance [k, k], and degrees of freedom of the least certain standard error."""
 
     value: Tensor
     covariance: Tensor
-    uncertain: int
+    degrees_of_freedom: float
+
+
+def degrees_of_freedom(squares: Tensor) -> float:
+    """Of a variance that is the sum of independent squares [n, k], for the column where it is least certain.
+
+    2 / (squared coefficient of variation of the sum), from the squares' own spread: n for Gaussian residuals, few where
+    a few of them carry the sum. Columns without variance do not count.
+    """
+    n = len(squares)
+    sums = squares.sum(0)
+    excess = squares.square().sum(0)[sums > 0] / sums[sums > 0].square() - 1 / n
+    return 2 / max(excess.max().item(), 2 / (3 * n)) if len(excess) else math.inf
 
 
 def estimated_total(sizes: Tensor, probabilities: Tensor, sampled: Tensor, ratios: Tensor) -> Total:
@@ -52,30 +65,39 @@ def estimated_total(sizes: Tensor, probabilities: Tensor, sampled: Tensor, ratio
     n, k = len(drawn), ratios.shape[1]
     uncertain_total = sizes.double()[probabilities < 1].sum()
     if uncertain_total == 0:
-        return Total(value, torch.zeros(k, k, dtype=torch.float64), 0)
+        return Total(value, torch.zeros(k, k, dtype=torch.float64), math.inf)
     if n < 2:
         return Total(value + (uncertain_total * drawn.mean(0) if n else 0),
-                     torch.full((k, k), torch.nan, dtype=torch.float64), n)
+                     torch.full((k, k), torch.nan, dtype=torch.float64), 0.0)
     mean = drawn.mean(0)
     residual = (drawn - mean) * weight.sqrt()[:, None]
     covariance = uncertain_total**2 * (residual.T @ residual) / (n * (n - 1))
-    return Total(value + uncertain_total * mean, covariance, n)
+    return Total(value + uncertain_total * mean, covariance, degrees_of_freedom(residual.square()))
 
 
-def systematic_sample(sizes: Tensor, count: int, start: float) -> Tensor:
-    """`count` units [count], ascending, each drawn count * size / total times on average and almost exactly so often.
+def paired_sample(sizes: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
+    """Units [2 * pairs], ascending, each drawn 2 * pairs * size / total times on average and nearly that often.
 
-    start: in [0, 1), uniform; the points (start + j) / count of the cumulated sizes are taken.
+    The cumulated sizes are cut into as many equal strata; neighbours (2 h, 2 h + 1) are two independent draws in one,
+    so that their differences tell the variance of the sample's mean without bias.
     """
     ends = sizes.double().cumsum(0)
-    points = (torch.arange(count, dtype=torch.float64) + start) / count * ends[-1]
+    offsets = torch.rand(pairs, 2, generator=generator, dtype=torch.float64).sort(1).values
+    points = (torch.arange(pairs, dtype=torch.float64)[:, None] + offsets).flatten() / pairs * ends[-1]
     return torch.searchsorted(ends, points, right=True).clamp(max=int(sizes.nonzero()[-1]))
 
 
-def doubled(start: float) -> tuple[float, float]:
-    """What a systematic sample from `start` needs to be twice as dense: the start of the new points, and of them all.
+@dataclass(frozen=True)
+class PairedMean:
+    """The mean [k] of values drawn in pairs, its covariance [k, k], and the squared half differences [pairs, k]."""
 
-    With `count` points from the first, and `count` from the second of these: `(start + 1/2) mod 1` lies between the old
-    points, and 2 start mod 1 is where a sample of 2 count points that holds both begins.
-    """
-    return (start + 0.5) % 1, (2 * start) % 1
+    value: Tensor
+    covariance: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> PairedMean:
+        """values [2 * pairs, k]: two draws from each stratum after another."""
+        pairs = len(values) // 2
+        half = (values[::2] - values[1::2]) / 2
+        return cls(values.mean(0), half.T @ half / pairs**2, half.square() / pairs**2)

@@ -201,6 +201,11 @@ class Taps:
     layouts: tuple[Layout, ...]
     features: Mapping[str, tuple[int, int]]
 
+    def behind(self, name: str) -> float:
+        """The part of the network that comes behind a layer's input, as far as counting uses tells."""
+        uses = [use for use, layout in enumerate(self.layouts) if layout.layer == name]
+        return 1 - uses[0] / len(self.layouts) if uses else 0.0
+
     def listen(self, risk: Risk, batch: Batch, hear: Callable[[int, Call, Tensor], None]) -> tuple[Tensor, Tensor]:
         """Outputs and anchor of a forward pass; a backward pass to the anchor calls `hear(use, call, delta)`."""
         count = iter(range(len(self.layouts)))
@@ -350,18 +355,24 @@ def slopes_along(risk: Risk, taps: Taps, batch: Batch, vectors: Mapping[str, Ten
 
 @dataclass(frozen=True)
 class Probe:
-    """A direction of a layer's weight for every example: the same V, or with signs Rademacher ones of its own.
+    """A direction of a layer's weight for every example.
 
-    vector: V, of the weight's shape. out: [b, out] and into: [b, in], signs; the example's direction is out into' * V,
-    whose entries are independent signs if those of V are. It costs one linear operation for all examples.
+    vector: V, of the weight's shape, for all, or [b, d] for each example its own. out: [b, out] and into: [b, in],
+    signs; the direction is then out into' * V: for a linear operation two examples' forms along such directions are
+    uncorrelated if V is made of signs, and all take one linear operation.
     """
 
     vector: Tensor
     out: Tensor | None = None
     into: Tensor | None = None
 
-    def move(self, layout: Layout, call: Call) -> Tensor:
+    def move(self, layout: Layout, call: Call, output: Tensor) -> Tensor:
         """What the output moves by, in rows."""
+        if self.vector.ndim == 2 and self.vector.shape != call.weight.shape:
+            examples = len(self.vector)
+            a, _ = call.factors(layout, output, examples)
+            move = call.joined(layout, a.mT @ call.as_factor(self.vector), output)
+            return call.as_rows(move.contiguous())
         x = call.as_rows(call.input)
         if self.into is not None:
             x = x * call.columns(layout.spread(self.into, len(x)))
@@ -383,7 +394,7 @@ def _slopes(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str, Probe],
         layout = next(count)
         if name not in probes:
             return output
-        move = probes[name].move(layout, call)
+        move = probes[name].move(layout, call, output)
         return output + (move * call.columns(layout.spread(steps[name], len(move))[:, None])).reshape(output.shape)
     with _tapped(risk, tap):
         values = function(risk.outputs({}, batch), batch)
@@ -400,9 +411,7 @@ def second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str
     random signs.
     """
     batch = risk.place(batch)
-    first = min(use for use, layout in enumerate(taps.layouts) if layout.layer in probes)
-    behind = 1 - first / len(taps.layouts)  # the part of the network that is differentiated
-    risk.spend(FORWARD + (HESSIAN_PRODUCT - FORWARD) * behind, len(batch))
+    risk.spend(FORWARD + (HESSIAN_PRODUCT - FORWARD) * max(map(taps.behind, probes)), len(batch))
     steps, slopes = _slopes(risk, taps, batch, probes, function)
     return torch.stack(_second(slopes, steps), 1)
 
@@ -416,7 +425,8 @@ def diagonal_second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Ma
     As `second_derivatives`, with a double backward pass for every layer, through what comes behind it.
     """
     batch = risk.place(batch)
-    risk.spend(2 * GRADIENT + 2 * FORWARD * len(probes), len(batch))
+    behind = [taps.behind(name) for name in probes]
+    risk.spend(2 * FORWARD * (1 + max(behind)) + 4 * FORWARD * sum(behind), len(batch))
     steps, slopes = _slopes(risk, taps, batch, probes, function)
     second = [_second([slope], [step])[0] for step, slope in zip(steps, slopes, strict=True)]
     return torch.stack([slope.detach() for slope in slopes], 1), torch.stack(second, 1)
@@ -448,7 +458,7 @@ def example_operator(risk: Risk, taps: Taps, name: str, batch: Batch,
         values = function(risk.outputs({}, batch), batch)
         (delta,) = torch.autograd.grad(values.sum(), found["shift"], create_graph=True, materialize_grads=True,
                                        allow_unused=True)
-    shift, call, behind = found["shift"], found["call"], 1 - use / len(taps.layouts)
+    shift, call, behind = found["shift"], found["call"], taps.behind(name)
     risk.spend(FORWARD + 2 * FORWARD * behind, len(batch))
 
     def product(u: Tensor) -> Tensor:

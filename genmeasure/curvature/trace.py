@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,9 +19,16 @@ from genmeasure.curvature.gauss_newton import (
     untapped_squared_gradients,
 )
 from genmeasure.curvature.products import batch_hessian_product
-from genmeasure.curvature.sampling import Total, doubled, estimated_total, inclusion_probabilities, systematic_sample
-from genmeasure.curvature.taps import SHARE, Probe, Taps, find_taps, second_derivatives, squared_gradients
-from genmeasure.data.batches import Batch, gather
+from genmeasure.curvature.sampling import (
+    PairedMean,
+    Total,
+    degrees_of_freedom,
+    estimated_total,
+    inclusion_probabilities,
+    paired_sample,
+)
+from genmeasure.curvature.taps import SHARE, Probe, Taps, diagonal_second_derivatives, find_taps, squared_gradients
+from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
 from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import MIN_DEGREES_OF_FREEDOM, Estimate, StratifiedMean
@@ -32,12 +40,10 @@ EIGEN_OUTPUTS = 32
 """Up to this many outputs the output Hessian is decomposed; beyond, directions stand for classes."""
 MOST_NUMBERS = 2**27
 """Directions and their sizes are kept in memory up to this many numbers."""
-FIRST_PAIRS = 128
+FIRST_PAIRS = 256
 """Pairs of an example and a direction in the first sample."""
-REPLICATES, FIRST_DRAWS, GATHERED = 24, 8, 1024
-"""Independent samples of random directions, examples of each at first, examples gathered at a time."""
-JOINT_COST, ALONE_COST = 10.0, 3.5
-"""What a draw costs with all layers at once, and with one layer on average, in forward passes of an example."""
+FIRST_DRAWS, GATHERED = 192, 1024
+"""Examples of the first sample with random directions, and examples held at a time."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,9 @@ def block_traces(risk: Risk, *, route: str, rtol: float, layer_rtol: float, atol
     piecewise linear, else `split`, and `hutchinson` where layers or loss do not allow these.
 
     Ends when the total has a standard error of at most `max(atol, rtol * |value|)` and every layer one of
-    `max(atol, layer_rtol * |value|)`, when everything was taken and the result is exact, or after `max_passes` draws
-    per example on average. Raises `InputError` for an unknown route or one that this network or loss does not allow.
+    `max(atol, layer_rtol * |value|)` (for a layer with less than a hundredth of the total, as one with a hundredth),
+    when everything was taken and the result is exact, or after `max_passes` draws per example on average. Raises
+    `InputError` for an unknown route or one that this network or loss does not allow.
     """
     if route not in ("auto", *ROUTES):
         raise unknown("route", route, ["auto", *ROUTES])
@@ -137,8 +144,10 @@ class Tolerances:
     def excess(self, value: Tensor, covariance: Tensor) -> Tensor:
         """Variance over the variance that is allowed, [layers + 1]; above 1 or nan where precision is short."""
         w = self.watch
-        rtol = torch.tensor([self.layer_rtol] * self.layers + [self.rtol], dtype=torch.float64)
-        allowed = (rtol * (w @ value).abs()).clamp(min=self.atol).square()
+        size = (w @ value).abs()
+        least = LEAST_SHARE * min(self.rtol, self.layer_rtol) * size[-1]
+        allowed = torch.cat([(self.layer_rtol * size[:-1]).clamp(min=least), self.rtol * size[-1:]])
+        allowed = allowed.nan_to_num(torch.inf).clamp(min=self.atol).square()
         variance = ((w @ covariance) * w).sum(1).clamp(min=0)
         return torch.where(variance == 0, 0.0, variance / allowed)
 
@@ -243,6 +252,10 @@ def _survey(risk: Risk, eigen: bool) -> Survey:
     return Survey(sizes, directions, slopes)
 
 
+ENOUGH = 40
+"""Degrees of freedom from which on a standard error is believed."""
+LEAST_SHARE = 0.01
+"""Layers with less than this share of the total are asked for no more precision than those that have it."""
 NEGLIGIBLE = 1e-13
 """Weights of directions this small beside the example's largest are rounding of a direction that has none."""
 
@@ -277,18 +290,18 @@ class Pairs:
         sampled = self.measured.nonzero().squeeze(1)
         found = estimated_total(self.signed.abs(), self.probabilities, sampled, self.ratios[sampled])
         n = self.risk.batches.size
-        return Total(found.value / n, found.covariance / n**2, found.uncertain)
+        return Total(found.value / n, found.covariance / n**2, found.degrees_of_freedom)
 
     @property
     def trusted(self) -> bool:
-        return self.measured.all() or self.total.uncertain > MIN_DEGREES_OF_FREEDOM
+        return self.total.degrees_of_freedom >= ENOUGH
 
     @property
     def finished(self) -> bool:
         return self.count >= min(self.limit, len(self.signed))
 
     def extend(self, excess: Tensor) -> None:
-        factor = min(2.0, max(1.25, 1.1 * excess.max().item()))
+        factor = min(2.0, max(1.5, 1.1 * excess.max().item()))
         self.count = min(factor * self.count if self.count else FIRST_PAIRS, self.limit, len(self.signed))
         self.probabilities = inclusion_probabilities(self.signed.abs(), self.count)
         new = ((self.numbers < self.probabilities) & ~self.measured).nonzero().squeeze(1)
@@ -335,52 +348,45 @@ Evaluation = Callable[[Batch], Tensor]
 """batch -> [batch, k], a draw for each of its examples; `batch.rows` numbers the draws."""
 
 
-class Replicates:
-    """A mean over examples of what is drawn anew each time, from independent samples that grow by doubling.
+class Stages:
+    """Means over examples of quantities that are drawn anew each time, in stages of paired samples.
 
-    Every sample draws examples with probability proportional to `sizes` [examples], systematically with a random start,
-    and evaluates each on draws of its own; the larger it is, the less do differences between examples matter. The
-    spread between the samples gives the standard error.
+    Examples are drawn with probability proportional to `sizes` [examples]. A stage may leave columns out; what it says
+    of a column counts by its share in the column's draws.
     """
 
-    def __init__(self, risk: Risk, sizes: Tensor, seed: int, purpose: str,
-                 evaluation: Callable[[torch.Generator, int], Evaluation]):
-        self.risk, self.sizes, self.seed = risk, sizes.double(), seed
-        self.purpose, self.evaluation = purpose, evaluation
-        draws = generator(f"trace {purpose}", seed)
-        self.starts = torch.rand(REPLICATES, generator=draws, dtype=torch.float64).tolist()
-        self.count = self.stage = 0
-        self.sums: Tensor | None = None
+    def __init__(self, risk: Risk, sizes: Tensor, columns: int, seed: int, purpose: str):
+        self.risk, self.sizes, self.seed, self.purpose = risk, sizes.double(), seed, purpose
+        self.counts = torch.zeros(columns, dtype=torch.float64)
+        self._stages: list[tuple[Tensor, int, PairedMean]] = []
+
+    def draw(self, places: Tensor, count: int, evaluation: Callable[[torch.Generator, int], Evaluation],
+             limit: int) -> None:
+        """`count` more draws of the columns at `places`, an even number; limit: examples to evaluate at a time."""
+        draws = generator(f"trace {self.purpose}", self.seed, len(self._stages))
+        sample = paired_sample(self.sizes, count // 2, draws)
+        weights = self.sizes.sum() / self.sizes[sample] / self.risk.batches.size
+        evaluate, values = evaluation(draws, count), []
+        for start in range(0, count, GATHERED):
+            batches = self.risk.batches.gather(sample[start:start + GATHERED])
+            parts = [replace(part, rows=part.rows + start) for batch in batches for part in batch.split(limit)]
+            values.append(self.risk.engine.examples(evaluate, parts).double())
+        found = PairedMean.of(torch.cat(values) * weights[:, None])
+        self._stages.append((places, count, found))
+        self.counts[places] += count
 
     @property
-    def draws(self) -> int:
-        return self.count * REPLICATES
-
-    @property
-    def values(self) -> Tensor:
-        """[replicates, k]"""
-        return self.sums * self.sizes.sum() / (self.count * self.risk.batches.size)
-
-    def extend(self) -> None:
-        """The first samples, and then twice as many draws each."""
-        starts, after = zip(*map(doubled, self.starts), strict=True) if self.count else (self.starts, self.starts)
-        count = self.count or FIRST_DRAWS
-        samples = [systematic_sample(self.sizes, count, start) for start in starts]
-        group = max(1, GATHERED // count)
-        found = []
-        for i in range(0, REPLICATES, group):
-            union = torch.cat(samples[i:i + group]).unique()
-            pieces = self.risk.batches.gather(union)
-            found += [self._evaluated(j, samples[j], union, pieces) for j in range(i, min(i + group, REPLICATES))]
-        self.sums = torch.stack(found) + (0 if self.sums is None else self.sums)
-        self.count, self.starts, self.stage = self.count + count, list(after), self.stage + 1
-
-    def _evaluated(self, replicate: int, sample: Tensor, union: Tensor, pieces: list[Batch]) -> Tensor:
-        draws = generator(f"trace {self.purpose}", self.seed, replicate, self.stage)
-        limit = max(1, max(self.risk.batches.lengths) // SHARE)
-        batches = gather(pieces, torch.searchsorted(union, sample), limit)
-        values = self.risk.engine.examples(self.evaluation(draws, len(sample)), batches).double()
-        return (values / self.sizes[sample][:, None]).sum(0)
+    def total(self) -> Total:
+        k = len(self.counts)
+        value, covariance = torch.zeros(k, dtype=torch.float64), torch.zeros(k, k, dtype=torch.float64)
+        squares = []
+        for places, count, found in self._stages:
+            share = count / self.counts[places]
+            value[places] += share * found.value
+            covariance[places[:, None], places] += share[:, None] * share * found.covariance
+            squares.append(torch.zeros(len(found.squares), k, dtype=torch.float64))
+            squares[-1][:, places] = share**2 * found.squares
+        return Total(value, covariance, degrees_of_freedom(torch.cat(squares)))
 
 
 class Labels:
@@ -390,27 +396,31 @@ class Labels:
     all its rows (the Fisher information).
     """
 
-    trusted = True
+    @property
+    def trusted(self) -> bool:
+        return self.total.degrees_of_freedom >= ENOUGH
 
     def __init__(self, risk: Risk, taps: Taps, sizes: Tensor, limit: int, seed: int):
         self.risk, self.taps, self.limit = risk, taps, limit
-        self.replicates = Replicates(risk, sizes, seed, "labels", self._evaluation)
+        self.stages = Stages(risk, sizes, len(risk.layers), seed, "labels")
 
     @property
     def draws(self) -> int:
-        return self.replicates.draws
+        return int(self.stages.counts[0])
 
     @property
     def total(self) -> Total:
-        values = self.replicates.values
-        return Total(values.mean(0), torch.cov(values.T).reshape(2 * [values.shape[1]]) / len(values), self.draws)
+        return self.stages.total
 
     @property
     def finished(self) -> bool:
-        return 2 * self.draws > self.limit
+        return self.draws >= self.limit
 
     def extend(self, excess: Tensor) -> None:
-        self.replicates.extend()
+        growth = min(1.0, max(0.2, 1.1 * excess.max().item() - 1))
+        count = max(FIRST_DRAWS, round(self.draws * growth / 2) * 2)
+        everything = torch.arange(len(self.risk.layers))
+        self.stages.draw(everything, count, self._evaluation, max(self.risk.batches.lengths))
 
     def _evaluation(self, draws: torch.Generator, count: int) -> Evaluation:
         risk = self.risk
@@ -437,68 +447,90 @@ class Labels:
 
 
 class Residual:
-    """Tr (H - G)_ii by z' (H - G)_ii z, every draw of an example along its own random direction z.
+    """Tr (H - G)_ii by z' (H - G)_ii z, every draw of an example along its own random direction z of each layer.
 
     The residual is the slope of the loss times second derivatives of the outputs; examples are drawn by that slope.
-    First all layers at once, with cross-layer blocks that vanish in the mean but not in the variance. Layers that need
-    more precision, and those that make the total uncertain, are then drawn one by one, without these blocks.
+    Layers are drawn in turn, without the blocks between them, which would vanish in the mean but not in the variance,
+    and as often as their variance and their cost ask for (Neyman's allocation); those that are equally well known
+    share a forward and a backward pass.
     """
 
-    trusted = True
+    @property
+    def trusted(self) -> bool:
+        return self.total.degrees_of_freedom >= ENOUGH
 
     def __init__(self, risk: Risk, taps: Taps, slopes: Tensor, rows: Sequence[int], limit: int, seed: int):
-        self.risk, self.taps, self.slopes, self.limit, self.seed = risk, taps, slopes, limit, seed
-        self.rows = list(rows)
-        self.joint = self._replicates(self.rows, "residual")
-        self.single: dict[int, Replicates] = {}
-
-    def _replicates(self, rows: Sequence[int], purpose: str) -> Replicates:
-        layers = [self.risk.layers[i] for i in rows]
-        return Replicates(self.risk, self.slopes, self.seed, purpose, lambda g, n: self._evaluation(layers, g, n))
+        self.risk, self.taps, self.limit = risk, taps, limit
+        self.rows = torch.tensor(list(rows))
+        self.costs = torch.tensor([0.5 + 4 * taps.behind(risk.layers[i].name) for i in rows], dtype=torch.float64)
+        self.stages = Stages(risk, slopes, len(rows), seed, "residual")
 
     @property
     def draws(self) -> int:
-        return self.joint.draws + sum(r.draws for r in self.single.values())
+        return int(self.stages.counts.sum())
 
     @property
     def total(self) -> Total:
-        k = len(self.risk.layers)
-        values = torch.zeros(REPLICATES, k, dtype=torch.float64)
-        values[:, self.rows] = self.joint.values
-        for row in self.single:
-            values[:, row] = 0
-        value, covariance = values.mean(0), torch.cov(values.T).reshape(k, k) / REPLICATES
-        for row, replicates in self.single.items():  # independent of all others
-            own = replicates.values[:, 0]
-            value[row], covariance[row, row] = own.mean(), own.var() / REPLICATES
-        return Total(value, covariance, self.draws)
+        k, found = len(self.risk.layers), self.stages.total
+        value, covariance = torch.zeros(k, dtype=torch.float64), torch.zeros(k, k, dtype=torch.float64)
+        value[self.rows] = found.value
+        covariance[self.rows[:, None], self.rows] = found.covariance
+        return Total(value, covariance, found.degrees_of_freedom)
 
     @property
     def finished(self) -> bool:
-        return self.joint.count > 0 and 2 * self.draws > self.limit
+        return bool((self.stages.counts >= self.limit).all())
 
     def extend(self, excess: Tensor) -> None:
         """excess: [layers + 1], how many times larger than allowed each variance is."""
-        short = [i for i in self.rows if not excess[i] <= 1]
-        alone = [i for i in short if i not in self.single]
-        if not self.joint.count or not short or self._dearer(excess, alone):
-            return self.joint.extend()
-        for i in short:
-            if i not in self.single:
-                self.single[i] = self._replicates([i], f"residual {self.risk.layers[i].name}")
-            self.single[i].extend()
+        more = self._more(excess) if self.draws else torch.full((len(self.rows),), FIRST_DRAWS)
+        for count in more.unique().tolist():
+            if count:
+                self._draw((more == count).nonzero().squeeze(1), count)
 
-    def _dearer(self, excess: Tensor, rows: Sequence[int]) -> bool:
-        """Whether to begin with these layers one by one costs more than to draw enough of all layers at once."""
-        worst = max((min(float(excess[i]), 1e9) for i in rows), default=1.0)
-        return len(rows) * FIRST_DRAWS * REPLICATES * ALONE_COST > (worst - 1) * self.joint.draws * JOINT_COST > 0
+    def _more(self, excess: Tensor) -> Tensor:
+        """Draws to add to those of every layer."""
+        have = self.stages.counts
+        wanted = have * excess[self.rows]  # for the layers themselves
+        covariance = self.total.covariance[self.rows[:, None], self.rows]
+        if excess[-1] > 1:
+            spread = (covariance.diagonal() * have).sqrt()  # of one draw, up to a common factor
+            together = covariance.sum().clamp(min=0) / covariance.diagonal().sum()  # layers share their examples
+            allowed = covariance.sum() / excess[-1]
+            wanted = torch.maximum(wanted, spread / self.costs.sqrt() * (spread * self.costs.sqrt()).sum()
+                                   * together / allowed)
+            if not (wanted > have).any():
+                wanted = have * excess[-1]
+        elif not (wanted > have).any():  # asked for the sake of the standard errors themselves
+            wanted = have * 1.5
+        factor = (1.1 * wanted / have).clamp(max=2.0)
+        steps = torch.tensor([1.0, 1.2, 1.5, 2.0], dtype=torch.float64)  # few, so that layers go together
+        factor = steps[torch.searchsorted(steps, factor.clamp(min=1.0) - 0.05).clamp(max=3)]
+        more = 2 * (have * (factor - 1) / 2).ceil().long()
+        return torch.where((have >= self.limit) | (wanted <= have), 0, more)
+
+    def _draw(self, places: Tensor, count: int) -> None:
+        layers = [self.risk.layers[i] for i in self.rows[places]]
+        limit = max(1, max(self.risk.batches.lengths) // SHARE)
+        self.stages.draw(places, count, lambda g, n: self._evaluation(layers, g, n), limit)
 
     def _evaluation(self, layers: Sequence[Layer], draws: torch.Generator, count: int) -> Evaluation:
-        risk, probes = self.risk, {}
+        risk, shared, seeds = self.risk, {}, {}
         for layer in layers:
-            out, into = self.taps.features[layer.name]
-            shapes = (tuple(risk.weights[layer.name].shape), (count, out), (count, into))
-            probes[layer.name] = [rademacher(shape, draws) for shape in shapes]
+            shape = tuple(risk.weights[layer.name].shape)
+            if len(shape) > 2 and math.prod(shape[2:]) > 1:  # signs of inputs and outputs do not mix a kernel's places
+                seeds[layer.name] = torch.randint(2**31, (count,), generator=draws)
+            else:
+                out, into = self.taps.features[layer.name]
+                shared[layer.name] = [rademacher(s, draws) for s in (shape, (count, out), (count, into))]
+
+        def probe(name: str, rows: Tensor) -> Probe:
+            if name in shared:
+                v, out, into = shared[name]
+                return Probe(*(t.to(risk.device, risk.dtype) for t in (v, out[rows], into[rows])))
+            size = risk.weights[name].numel()
+            each = [rademacher((size,), torch.Generator().manual_seed(s)) for s in seeds[name][rows].tolist()]
+            return Probe(torch.stack(each).to(risk.device, risk.dtype))
 
         def linearised(outputs: Tensor, batch: Batch) -> Tensor:
             point = outputs.detach().requires_grad_()
@@ -506,9 +538,8 @@ class Residual:
             return (slope * outputs).flatten(1).sum(1)
 
         def forms(batch: Batch) -> Tensor:
-            mine = {name: Probe(*(t.to(risk.device, risk.dtype) for t in (v, out[batch.rows], into[batch.rows])))
-                    for name, (v, out, into) in probes.items()}
-            return second_derivatives(risk, self.taps, batch, mine, linearised)
+            mine = {layer.name: probe(layer.name, batch.rows) for layer in layers}
+            return diagonal_second_derivatives(risk, self.taps, batch, mine, linearised)[1]
         return forms
 
 
