@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,14 @@ class Estimate:
 
     def scaled(self, factor: float) -> Estimate:
         return Estimate(self.value * factor, self.stderr * abs(factor), self.n)
+
+
+class Estimates(dict):
+    """Estimates by key, with what was found out on the way and decides how to read them (`found`, JSON values)."""
+
+    def __init__(self, estimates: Mapping[Any, Estimate], **found: Any):
+        super().__init__(estimates)
+        self.found = found
 
 
 def propagate(formula: Callable[[Tensor], Tensor], value: Tensor, covariance: Tensor, n: int = 1) -> Estimate:

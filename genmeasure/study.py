@@ -21,6 +21,7 @@ import torch
 
 from genmeasure.engine import Engine, LocalEngine, progress
 from genmeasure.errors import InputError
+from genmeasure.estimate import Estimates
 from genmeasure.predictions import has_input_norm
 from genmeasure.registry import Member, bound, find, measure
 from genmeasure.subject import Subject, SubjectFiles
@@ -68,6 +69,7 @@ def applicable(subject: Subject, requests: Sequence[Request]) -> tuple[Request, 
 def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     """The readings of one request on one subject, in the columns of readings.csv.
 
+    `params` holds the parameters and, under `found`, what the member found out about the subject (a route, for one).
     `passes` is what they cost by themselves, `seconds` what they took here, with what was measured before at hand.
     """
     taken = sorted(set(subject.labels) & {*COLUMNS, "variant"})
@@ -84,8 +86,10 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     kind = member.kind_for(parameters)
     if kind == "certificate" and any(violated.values()):
         kind = "measure"
+    found = {"found": estimates.found} if isinstance(estimates, Estimates) else {}
     common = {"study": study, "subject": subject.name, "measure": member.name, "kind": kind,
-              "params": json.dumps(parameters, sort_keys=True), "seconds": seconds, "passes": passes, "error": ""}
+              "params": json.dumps(parameters | found, sort_keys=True), "seconds": seconds, "passes": passes,
+              "error": ""}
     rows = []
     for key, estimate in estimates.items():
         place = dict(zip(member.index, key if isinstance(key, tuple) else (key,), strict=True))

@@ -18,6 +18,7 @@ from genmeasure.curvature.gauss_newton import (
     linear_layers,
     untapped_squared_gradients,
 )
+from genmeasure.curvature.other_tools import pyhessian_probes
 from genmeasure.curvature.products import batch_hessian_product
 from genmeasure.curvature.sampling import (
     PairedMean,
@@ -106,8 +107,8 @@ def block_traces(risk: Risk, *, route: str, rtol: float, layer_rtol: float, atol
     """
     if route not in ("auto", *ROUTES):
         raise unknown("route", route, ["auto", *ROUTES])
-    if not (gauss_newton or risk.twice_differentiable):
-        raise AssertionError("the check raises")
+    if not gauss_newton:
+        risk.twice_differentiable  # noqa: B018 - raises where it is not
     tolerances = Tolerances(len(risk.layers), rtol, layer_rtol, atol)
     if route == "pyhessian":
         return _pyhessian(risk, tolerances, max_passes, seed)
@@ -181,9 +182,6 @@ def _parts(risk: Risk, taps: Taps | None, linear: Sequence[bool], max_passes: in
     survey = _survey(risk, eigen=_takes_eigen(risk))
     limit = max_passes * risk.batches.size
     if survey.directions is None and survey.sizes.shape[1] == 1 and risk.loss.softmax_rows:
-        if taps is None:
-            raise InputError("some weights are used by operations that cannot be tapped, which drawing labels for this "
-                             "many outputs needs; take route=hutchinson")
         parts: list[Part] = [Labels(risk, taps, survey.sizes[:, 0], limit, seed)]
     else:
         parts = [Pairs(risk, taps, survey, limit, seed)]
@@ -400,7 +398,7 @@ class Labels:
     def trusted(self) -> bool:
         return self.total.degrees_of_freedom >= ENOUGH
 
-    def __init__(self, risk: Risk, taps: Taps, sizes: Tensor, limit: int, seed: int):
+    def __init__(self, risk: Risk, taps: Taps | None, sizes: Tensor, limit: int, seed: int):
         self.risk, self.taps, self.limit = risk, taps, limit
         self.stages = Stages(risk, sizes, len(risk.layers), seed, "labels")
 
@@ -442,7 +440,7 @@ class Labels:
                     score = logits.gather(-1, drawn)[..., 0] - (p * logits).sum(-1)
                     (direction,) = torch.autograd.grad((score * mask).sum(), point)
                 return risk.scale**0.5 * direction[None]
-            return squared_gradients(risk, self.taps, batch, directions)[0]
+            return _squared_gradients(risk, self.taps, batch, directions)[0]
         return norms
 
 
@@ -566,7 +564,6 @@ def _hutchinson(risk: Risk, tolerances: Tolerances, max_passes: int, seed: int,
 
 def _pyhessian(risk: Risk, tolerances: Tolerances, max_passes: int, seed: int) -> Traces:
     """Probes of PyHessian until precise: ten at a time, each for all the data."""
-    from genmeasure.curvature.other_tools import pyhessian_probes
     probes = torch.empty(0, len(risk.layers), dtype=torch.float64)
     while len(probes) < max(2, max_passes):
         more = pyhessian_probes(risk, min(10, max(2, max_passes) - len(probes)), seed + len(probes))

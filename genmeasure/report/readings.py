@@ -103,7 +103,7 @@ def _parse(text: str) -> dict:
     if not isinstance(params, dict):
         raise InputError(f"the column 'params' holds {text!r}; expected a JSON object of the member's parameters; "
                          "leave the cell empty where there are none")
-    return params
+    return {name: value for name, value in params.items() if name != "found"}
 
 
 def select(frame: pd.DataFrame, measure: str, *, term: str | None = None, layers: Iterable[str] = CHECKPOINT_WIDE,

@@ -1,6 +1,9 @@
+import json
 import math
 
+import numpy as np
 import pytest
+import small
 import torch
 from torch import nn
 
@@ -211,3 +214,15 @@ def test_losses_that_are_nan_name_the_example(data):
     s = subject(net(0), net(1), Batches.from_arrays(x, data[0].labels))
     with pytest.raises(InputError, match=r"on example 5 of 'data' \(batch 0\) and 0 others; .*--dtype float64$"):
         gm.measure(s, "margin")
+
+
+def test_the_gauss_newton_trace_is_the_hessian_trace_of_a_piecewise_linear_network_only():
+    for name, route in (("residual", "gauss-newton"), ("smooth", "split")):
+        end, start = small.pair(name)
+        s = gm.subject(end, start, small.batches(), dtype="float64", device="cpu")
+        hessian, gauss_newton = (gm.measure(s, m, rtol=0.01) for m in ("hessian-trace", "gauss-newton-trace"))
+        found = json.loads(hessian["params"].iloc[0])["found"]
+        assert found["route"] == route
+        assert found["piecewise-linear-layers"] == (3 if name == "residual" else 1)
+        same = np.allclose(hessian["value"], gauss_newton["value"], rtol=1e-9)
+        assert same == (name == "residual")
