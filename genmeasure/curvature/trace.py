@@ -161,13 +161,14 @@ def _until_precise(parts: Sequence[Part], tolerances: Tolerances) -> tuple[Tenso
         value, covariance = sum(t.value for t in totals), sum(t.covariance for t in totals)
         excess = tolerances.excess(value, covariance)
         short = ~(excess <= 1)
-        open_ = [i for i, part in enumerate(parts) if not part.finished and (short.any() or not part.trusted)]
+        watch = short if short.any() else torch.ones_like(short)
+        shares = [tolerances.excess(value, t.covariance)[watch].nan_to_num(torch.inf).max() for t in totals]
+        doubtful = [not part.trusted and share * DOUBT > 1 for part, share in zip(parts, shares, strict=True)]
+        open_ = [i for i, part in enumerate(parts) if not part.finished and (short.any() or doubtful[i])]
         if not open_:
             return value, covariance
-        watch = short if short.any() else torch.ones_like(short)
-        shares = [tolerances.excess(value, totals[i].covariance)[watch].nan_to_num(torch.inf).max() for i in open_]
-        worst = max(range(len(open_)), key=lambda i: (not parts[open_[i]].trusted, shares[i]))
-        if shares[worst] == 0:  # what is short is not short because of what can still be drawn
+        worst = max(range(len(open_)), key=lambda i: (doubtful[open_[i]], shares[open_[i]]))
+        if shares[open_[worst]] == 0:  # what is short is not short because of what can still be drawn
             return value, covariance
         parts[open_[worst]].extend(excess.nan_to_num(torch.inf))
     raise AssertionError("counting ends only by return")
@@ -250,8 +251,8 @@ def _survey(risk: Risk, eigen: bool) -> Survey:
     return Survey(sizes, directions, slopes)
 
 
-ENOUGH = 40
-"""Degrees of freedom from which on a standard error is believed."""
+ENOUGH, DOUBT = 40, 9.0
+"""Degrees of freedom from which on a standard error is believed; below, its square must be smaller by this factor."""
 LEAST_SHARE = 0.01
 """Layers with less than this share of the total are asked for no more precision than those that have it."""
 NEGLIGIBLE = 1e-13
