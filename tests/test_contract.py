@@ -102,7 +102,11 @@ def test_estimates_are_numbers_with_errors_keyed_by_the_index(network, request_)
 @pytest.mark.parametrize("network", ["residual", "smooth"])
 def test_the_same_seed_gives_the_same_result_and_another_seed_another_draw(network, request_):
     first = run(shared(network), request_)
-    assert run(fresh(network), request_) == first
+    again = run(fresh(network), request_)
+    assert {k: e.n for k, e in again.items()} == {k: e.n for k, e in first.items()}
+    for part in ("value", "stderr"):  # float32 rounds by where in memory a matrix begins
+        expected = {k: pytest.approx(getattr(e, part), rel=1e-5, abs=1e-8, nan_ok=True) for k, e in first.items()}
+        assert {k: getattr(e, part) for k, e in again.items()} == expected
     if "seed" not in request_.member.defaults:
         return
     other = run(shared(network), quick(request_, seed=1))
