@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from genmeasure.data.batches import Batch
-from genmeasure.risk import FORWARD, GRADIENT, HESSIAN_PRODUCT, Risk
+from genmeasure.risk import FORWARD, GRADIENT, Risk
 
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 CHUNK = 2**24
@@ -403,26 +403,11 @@ def _slopes(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str, Probe],
     return list(steps.values()), list(slopes)
 
 
-def second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str, Probe],
-                       function: Function) -> Tensor:
-    """z_i' sum_j H_ij z_j of every example's own function value, for probes z, [b, probed layers].
-
-    From one forward, one backward and one double backward pass. The cross-layer blocks vanish in expectation over
-    random signs.
-    """
-    batch = risk.place(batch)
-    risk.spend(FORWARD + (HESSIAN_PRODUCT - FORWARD) * max(map(taps.behind, probes)), len(batch))
-    steps, slopes = _slopes(risk, taps, batch, probes, function)
-    return torch.stack(_second(slopes, steps), 1)
-
-
 def diagonal_second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str, Probe],
                                 function: Function) -> tuple[Tensor, Tensor]:
     """First derivatives along z_i and z_i' H_ii z_i of every example's own function value, each [b, probed layers].
 
-    There are no cross-layer blocks in the latter.
-
-    As `second_derivatives`, with a double backward pass for every layer, through what comes behind it.
+    There are no cross-layer blocks in the latter: a double backward pass for every layer, through what comes behind it.
     """
     batch = risk.place(batch)
     behind = [taps.behind(name) for name in probes]
