@@ -43,9 +43,8 @@ class Case:
 
     def first(self, examples: int) -> Subject:
         """The same subject with its first examples only."""
-        kept = torch.zeros(self.subject.train.size, dtype=torch.bool)
-        kept[:examples] = True
-        return on(self.subject, self.subject.train.take(kept))
+        train = self.subject.train
+        return on(self.subject, train.gather(torch.arange(min(examples, train.size))))
 
 
 def on(subject: Subject, batches: list) -> Subject:

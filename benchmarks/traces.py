@@ -71,6 +71,18 @@ def cost(runs: Sequence[Timed[ours.Answer]]) -> tuple[float, float]:
     return median_seconds(runs), ours.median_passes(runs)
 
 
+def total_against_probes(case: Case, setting: Setting, rtol: float,
+                         probes: int) -> tuple[dict[str, list[Timed]], float, Row]:
+    """The runs of `against_probes`, the standard error that both sides are brought to, and the row."""
+    runs, drawn_probes = against_probes(case, setting, rtol, probes)
+    reached = middle(runs["ours"], "reached")
+    equal = max(rtol, reached)
+    count = needed(drawn_probes.sum(1).var().item(), runs["ours"][0].result.value.total.value, equal)
+    row = from_probes(f"total trace, {case.label}, PyHessian / genmeasure", cost(runs["ours"]),
+                      median_seconds(runs["theirs"]) / probes, len(drawn_probes), count, equal, drawn(reached))
+    return runs, equal, row
+
+
 def traces_of_relu(setting: Setting) -> Iterator[Row]:
     """Total and per-layer trace of a piecewise linear network on the full data against PyHessian's probes."""
     case = piecewise_linear(setting.examples(10_000, 256), setting.device.type)
@@ -119,13 +131,8 @@ def papers_recipe(setting: Setting) -> Iterator[Row]:
 def traces_of_encoder(setting: Setting) -> Iterator[Row]:
     """Total trace of a text encoder against PyHessian and the estimators of curvlinops."""
     for case in encoders(setting):
-        probes = setting.of(8, 3)
-        runs, drawn_probes = against_probes(case, setting, SMOOTH_RTOL, probes)
-        reached = middle(runs["ours"], "reached")
-        equal = max(SMOOTH_RTOL, reached)
-        count = needed(drawn_probes.sum(1).var().item(), runs["ours"][0].result.value.total.value, equal)
-        yield from_probes(f"total trace, {case.label}, PyHessian / genmeasure", cost(runs["ours"]),
-                          median_seconds(runs["theirs"]) / probes, len(drawn_probes), count, equal, drawn(reached))
+        runs, equal, row = total_against_probes(case, setting, SMOOTH_RTOL, setting.of(8, 3))
+        yield row
         try:
             yield against_curvlinops(case, setting, runs["ours"], equal)
         except Skipped as reason:
@@ -186,10 +193,4 @@ def extrapolated(matvecs: int, stderr: float, wanted: float, rate: float) -> flo
 def traces_of_smooth(setting: Setting) -> Iterator[Row]:
     """Total trace of two small smooth networks against PyHessian and the papers' recipe, run to its mean."""
     for case in smooth(setting.examples(448, 256), setting.device.type):
-        probes = setting.of(100, 40)
-        runs, drawn_probes = against_probes(case, setting, SMOOTH_RTOL, probes)
-        reached = middle(runs["ours"], "reached")
-        equal = max(SMOOTH_RTOL, reached)
-        count = needed(drawn_probes.sum(1).var().item(), runs["ours"][0].result.value.total.value, equal)
-        yield from_probes(f"total trace, {case.label}, PyHessian / genmeasure", cost(runs["ours"]),
-                          median_seconds(runs["theirs"]) / probes, len(drawn_probes), count, equal, drawn(reached))
+        yield total_against_probes(case, setting, SMOOTH_RTOL, setting.of(100, 40))[-1]

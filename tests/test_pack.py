@@ -25,7 +25,7 @@ def audited(name, architecture, count, mean, std, **options):
     net = network(name, architecture)
     data = load(f"cifar10_test2k?mean={mean}&std={std}", batch_size=8)
     start = {k: v * 0.99 if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    return gm.subject(net, start, data.take(torch.arange(data.size) < count), device="cpu", **options)
+    return gm.subject(net, start, data.gather(torch.arange(min(count, data.size))), device="cpu", **options)
 
 
 def totals(frame):

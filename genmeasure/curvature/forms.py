@@ -119,6 +119,7 @@ def positive_forms(risk: Risk, layer: Layer, direction: Tensor, *, every: bool =
         products = torch.cat([example_products(risk, layer, x, taps)(v.expand(len(x), -1)) for x in parts])
         form = (products @ v).double().cpu()
         return torch.stack([form, (form + length * products.norm(dim=1).double().cpu()) / 2], 1)
+
     def refined(batch: Batch, m: int) -> Tensor:
         parts = batch.split(share(risk, m * v.numel()))
         return torch.cat([_quadrature(example_products(risk, layer, x, taps), len(x), v, m, rtol) for x in parts])
@@ -129,7 +130,7 @@ def positive_forms(risk: Risk, layer: Layer, direction: Tensor, *, every: bool =
         rows = every | (upper >= lower.max())
         rows &= upper - lower > rtol * upper
         if rows.any():
-            part = risk.batches.take(rows)
+            part = risk.batches.gather(rows.nonzero().squeeze(1))
             result[rows] = risk.engine.examples(lambda b, m=stage: refined(b, m), part)
     return PositiveForms(*result.unbind(1))
 

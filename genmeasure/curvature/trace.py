@@ -78,10 +78,6 @@ class Part(Protocol):
         """The estimate [layers] so far, of the mean over examples."""
 
     @property
-    def trusted(self) -> bool:
-        """Whether there are enough draws for the standard error to be believed."""
-
-    @property
     def finished(self) -> bool:
         """Whether no more can be drawn."""
 
@@ -163,7 +159,8 @@ def _until_precise(parts: Sequence[Part], tolerances: Tolerances) -> tuple[Tenso
         short = ~(excess <= 1)
         watch = short if short.any() else torch.ones_like(short)
         shares = [tolerances.excess(value, t.covariance)[watch].nan_to_num(torch.inf).max() for t in totals]
-        doubtful = [not part.trusted and share * DOUBT > 1 for part, share in zip(parts, shares, strict=True)]
+        doubtful = [t.degrees_of_freedom < ENOUGH and share * DOUBT > 1
+                    for t, share in zip(totals, shares, strict=True)]
         open_ = [i for i, part in enumerate(parts) if not part.finished and (short.any() or doubtful[i])]
         if not open_:
             return value, covariance
@@ -180,12 +177,10 @@ def _parts(risk: Risk, taps: Taps | None, linear: Sequence[bool], max_passes: in
     if curved and taps is None:
         raise InputError("some weights are used by operations that cannot be tapped, so that the residual H - G cannot "
                          "be drawn example by example; take route=hutchinson")
-    survey = _survey(risk, eigen=_takes_eigen(risk))
+    survey = _survey(risk)
     limit = max_passes * risk.batches.size
-    if survey.directions is None and survey.sizes.shape[1] == 1 and risk.loss.softmax_rows:
-        parts: list[Part] = [Labels(risk, taps, survey.sizes[:, 0], limit, seed)]
-    else:
-        parts = [Pairs(risk, taps, survey, limit, seed)]
+    parts: list[Part] = [Pairs(risk, taps, survey, limit, seed) if survey.apart else
+                         Labels(risk, taps, survey.sizes[:, 0], limit, seed)]
     if curved and survey.slopes.any():
         parts.append(Residual(risk, taps, survey.slopes, curved, limit, seed))
     return parts
@@ -195,35 +190,26 @@ def _parts(risk: Risk, taps: Taps | None, linear: Sequence[bool], max_passes: in
 class Survey:
     """What one forward pass tells of every example.
 
-    sizes: eigenvalues of its output Hessian, or weights of classes in it [examples, directions]; a single column holds
-    its trace, for outputs too many to tell apart. directions: eigenvectors [examples, directions, outputs] or None.
-    slopes: norm of the loss's gradient with respect to the outputs [examples].
+    apart: whether directions in output space are told apart. sizes: eigenvalues of its output Hessian, or weights of
+    classes in it [examples, directions]; its trace [examples, 1] where there are too many. directions: eigenvectors
+    [examples, directions, outputs] or None. slopes: norm of the loss's gradient with respect to the outputs [examples].
     """
 
+    apart: bool
     sizes: Tensor
     directions: Tensor | None
     slopes: Tensor
 
 
 @torch.no_grad()
-def _outputs_of_one(risk: Risk) -> Tensor:
-    return risk.outputs({}, risk.place(next(iter(risk.batches)).select(slice(1))))
-
-
-def _takes_eigen(risk: Risk) -> bool:
-    one = _outputs_of_one(risk)
-    k = one.numel()
-    return one.ndim == 2 and k <= EIGEN_OUTPUTS and risk.batches.size * k * k <= MOST_NUMBERS
-
-
-@torch.no_grad()
-def _survey(risk: Risk, eigen: bool) -> Survey:
-    one = _outputs_of_one(risk)
+def _survey(risk: Risk) -> Survey:
+    one = risk.outputs({}, risk.place(next(iter(risk.batches)).select(slice(1))))
+    k, n = one.numel(), risk.batches.size
+    eigen = one.ndim == 2 and k <= EIGEN_OUTPUTS and n * k * k <= MOST_NUMBERS
     if not eigen and risk.loss.softmax_rows is None:
-        raise InputError(f"the loss {risk.loss.name!r} on {one.numel()} outputs has an output Hessian too large to "
-                         "decompose; take route=hutchinson")
-    k = one.numel()
-    apart = eigen or (one.ndim == 2 and risk.batches.size * k <= MOST_NUMBERS)
+        raise InputError(f"the loss {risk.loss.name!r} on {k} outputs has an output Hessian too large to decompose; "
+                         "take route=hutchinson")
+    apart = eigen or (one.ndim == 2 and n * k <= MOST_NUMBERS)
 
     def rows(batch: Batch) -> Tensor:
         batch = risk.place(batch)
@@ -248,7 +234,7 @@ def _survey(risk: Risk, eigen: bool) -> Survey:
     table = risk.engine.examples(rows, risk.batches)
     slopes, sizes = table[:, 0], table[:, 1:1 + k] if apart else table[:, 1:]
     directions = table[:, 1 + k:].unflatten(1, (k, k)).to(risk.dtype) if eigen else None
-    return Survey(sizes, directions, slopes)
+    return Survey(apart, sizes, directions, slopes)
 
 
 ENOUGH, DOUBT = 40, 9.0
@@ -290,10 +276,6 @@ class Pairs:
         found = estimated_total(self.signed.abs(), self.probabilities, sampled, self.ratios[sampled])
         n = self.risk.batches.size
         return Total(found.value / n, found.covariance / n**2, found.degrees_of_freedom)
-
-    @property
-    def trusted(self) -> bool:
-        return self.total.degrees_of_freedom >= ENOUGH
 
     @property
     def finished(self) -> bool:
@@ -395,10 +377,6 @@ class Labels:
     all its rows (the Fisher information).
     """
 
-    @property
-    def trusted(self) -> bool:
-        return self.total.degrees_of_freedom >= ENOUGH
-
     def __init__(self, risk: Risk, taps: Taps | None, sizes: Tensor, limit: int, seed: int):
         self.risk, self.taps, self.limit = risk, taps, limit
         self.stages = Stages(risk, sizes, len(risk.layers), seed, "labels")
@@ -454,10 +432,6 @@ class Residual:
     share a forward and a backward pass.
     """
 
-    @property
-    def trusted(self) -> bool:
-        return self.total.degrees_of_freedom >= ENOUGH
-
     def __init__(self, risk: Risk, taps: Taps, slopes: Tensor, rows: Sequence[int], limit: int, seed: int):
         self.risk, self.taps, self.limit = risk, taps, limit
         self.rows = torch.tensor(list(rows))
@@ -494,10 +468,8 @@ class Residual:
         covariance = self.total.covariance[self.rows[:, None], self.rows]
         if excess[-1] > 1:
             spread = (covariance.diagonal() * have).sqrt()  # of one draw, up to a common factor
-            together = covariance.sum().clamp(min=0) / covariance.diagonal().sum()  # layers share their examples
-            allowed = covariance.sum() / excess[-1]
-            wanted = torch.maximum(wanted, spread / self.costs.sqrt() * (spread * self.costs.sqrt()).sum()
-                                   * together / allowed)
+            allowed = covariance.diagonal().sum() / excess[-1]  # layers' errors go on adding up as they do now
+            wanted = torch.maximum(wanted, spread / self.costs.sqrt() * (spread * self.costs.sqrt()).sum() / allowed)
             if not (wanted > have).any():
                 wanted = have * excess[-1]
         elif not (wanted > have).any():  # asked for the sake of the standard errors themselves

@@ -178,21 +178,6 @@ class Batches:
         """The targets of all examples, where they have the same shape."""
         return torch.cat(self.targets)
 
-    def take(self, rows: Tensor) -> list[Batch]:
-        """The examples marked in `rows` [size], small batches joined where their shapes allow it."""
-        limit = max(self.lengths)
-        taken: list[Batch] = []
-        start = 0
-        for batch in self:
-            wanted = rows[start:start + len(batch)].nonzero().squeeze(1)
-            start += len(batch)
-            if len(wanted):
-                part = batch.select(wanted)
-                if taken and len(taken[-1]) + len(part) <= limit and taken[-1].alike(part):
-                    part = taken.pop().joined(part)
-                taken.append(replace(part, index=len(taken)))
-        return taken
-
     def gather(self, rows: Tensor) -> list[Batch]:
         """The examples at `rows` [m], ascending and repeated as they come, in batches no longer than the longest one.
 

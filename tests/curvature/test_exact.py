@@ -3,7 +3,7 @@
 import pytest
 import scipy.linalg
 import torch
-from dense import RELU, TANH, Dense, make
+from dense import RELU, TANH, Dense, make, small_net_with
 
 from genmeasure.curvature import trace
 from genmeasure.curvature.forms import hessian_forms, positive_forms
@@ -99,6 +99,19 @@ def test_the_gauss_newton_trace_needs_no_taps(monkeypatch):
     assert torch.allclose(gauss_newton_blocks(make(TANH)), tapped, rtol=1e-9)
     found = block_traces(make(TANH).risk, route="auto", rtol=9, layer_rtol=9, atol=0, max_passes=30, seed=0)
     assert found.route == "hutchinson"
+
+
+def test_routes_that_a_network_or_a_loss_does_not_allow_say_which_one_does(monkeypatch):
+    setting = {"rtol": 1, "layer_rtol": 1, "atol": 0, "max_passes": 2, "seed": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(trace, "find_taps", lambda risk: None)
+        with pytest.raises(InputError, match="drawn example by example; take route=hutchinson$"):
+            block_traces(make(TANH).risk, route="split", **setting)
+    monkeypatch.setattr(trace, "EIGEN_OUTPUTS", 1)
+    s = small_net_with(lambda outputs, targets: outputs.square().sum(1))
+    with pytest.raises(InputError, match="Hessian too large to decompose; take route=hutchinson$"):
+        block_traces(s.risk, route="gauss-newton", **setting)
+    assert block_traces(s.risk, route="auto", **setting).route == "hutchinson"
 
 
 @pytest.mark.parametrize("eigen", [0, 32], ids=["classes", "eigenvectors"])

@@ -5,7 +5,7 @@ import sys
 import pytest
 import small
 import torch
-from dense import RELU, TANH, Dense, make
+from dense import RELU, TANH, Dense, make, small_net_with
 from torch import nn
 
 import genmeasure as gm
@@ -14,7 +14,6 @@ from genmeasure.curvature.other_tools import eigsh_eigenvalues, pyhessian_eigenv
 from genmeasure.curvature.products import Operator
 from genmeasure.data.batches import Batches
 from genmeasure.errors import InputError
-from genmeasure.losses import Loss
 
 
 @pytest.fixture(scope="module", params=[RELU, TANH], ids=["relu", "tanh"])
@@ -94,7 +93,7 @@ def test_a_ragged_batch_counts_by_its_examples():
 
 def test_a_negative_trace_takes_every_probe():
     """PyHessian's own rule stops such a trace after two."""
-    s = flat(negative)
+    s = small_net_with(negative)
     forms = pyhessian_probes(s.risk, 40, 0)
     assert len(forms) == 40
     assert forms.sum(1).mean() < 0
@@ -106,15 +105,6 @@ def negative(outputs, targets):
 
 def linear(outputs, targets):
     return outputs.sum(1)
-
-
-def flat(function):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-        x = torch.randn(7, 3).double()
-    data = Batches.from_arrays(x, torch.zeros(7), batch_size=4)
-    return gm.subject(net, net, data, loss=Loss("own", function, classification=False), dtype="float64", device="cpu")
 
 
 class Ignoring(nn.Module):
@@ -146,7 +136,7 @@ def test_unused_weights_give_zeros_and_attention_works():
 
 def test_a_loss_that_is_linear_in_some_weights():
     """The head has a cross-layer block and none of its own; alone, nothing is left for PyHessian."""
-    s = flat(linear)
+    s = small_net_with(linear)
     forms = pyhessian_probes(s.risk, 200, 0)
     assert abs(forms[:, 1].mean()) < 4 * forms[:, 1].std() / 200**0.5
     with pytest.raises(InputError, match="take route=lanczos$"):
@@ -204,7 +194,7 @@ def test_several_eigenvalues_of_pyhessian_where_all_are_positive():
 
 def test_a_negative_eigenvalue_of_largest_modulus_is_refused():
     with pytest.raises(InputError, match="so they are not the largest; take route=lanczos$"):
-        pyhessian_eigenvalues(flat(negative).risk, 1, rtol=1e-3, max_products=100, seed=0)
+        pyhessian_eigenvalues(small_net_with(negative).risk, 1, rtol=1e-3, max_products=100, seed=0)
 
 
 def test_inputs_that_pyhessian_cannot_take():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense import RELU, TANH, Dense, make
+from dense import RELU, TANH, Dense, make, small_net_with
 from torch import nn
 from torch.func import hessian
 
@@ -16,7 +16,6 @@ from genmeasure.curvature.products import (
 )
 from genmeasure.data.batches import Batches
 from genmeasure.errors import InputError
-from genmeasure.losses import Loss
 from genmeasure.risk import Risk
 from genmeasure.subject import subject
 
@@ -121,22 +120,13 @@ def quartic(outputs, targets):
     return outputs[:, 0] ** 4
 
 
-def of_loss(function):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-        x = torch.randn(7, 3).double()
-    data = Batches.from_arrays(x, torch.zeros(7), batch_size=4)
-    return subject(net, net, data, loss=Loss("own", function, classification=False), dtype="float64", device="cpu")
-
-
 def test_any_loss():
-    s = of_loss(quartic)
+    s = small_net_with(quartic)
     operator = Operator(s.risk, s.layers, "gauss-newton")
     matrix = torch.stack([operator(v) for v in torch.eye(operator.size, dtype=torch.float64)])
     assert torch.allclose(matrix, matrix.T, atol=1e-12)
     assert torch.allclose(matrix, dense_gauss_newton(s), rtol=1e-9, atol=1e-12)
-    flat = of_loss(linear)
+    flat = small_net_with(linear)
     assert (Operator(flat.risk, flat.layers, "gauss-newton")(operator.like.new_ones(operator.size)) == 0).all()
     assert Operator(flat.risk, flat.layers)(operator.like.new_ones(operator.size)).abs().max() > 0
     head = Operator(flat.risk, flat.layers[1:])  # the loss is linear in it

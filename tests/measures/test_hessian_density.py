@@ -1,16 +1,11 @@
 """The spectral density of Hessian and Gauss-Newton matrix as readings."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from dense import RELU, TANH, Dense, make
 
 import genmeasure as gm
 from genmeasure.errors import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "curvature"))
-from dense import RELU, TANH, Dense, make
 
 
 @pytest.fixture(scope="module", params=[RELU, TANH], ids=["relu", "tanh"])

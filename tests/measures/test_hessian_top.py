@@ -1,10 +1,8 @@
 """Eigenvalues of Hessian and Gauss-Newton matrix as readings, by every route."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from dense import RELU, TANH, Dense, make
 from torch import nn
 from torch.func import functional_call, hessian
 
@@ -14,9 +12,6 @@ from genmeasure.cli import main
 from genmeasure.data.batches import Batches
 from genmeasure.errors import InputError
 from genmeasure.registry import measure
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "curvature"))
-from dense import RELU, TANH, Dense, make
 
 
 @pytest.fixture(scope="module", params=[RELU, TANH], ids=["relu", "tanh"])

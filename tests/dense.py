@@ -5,6 +5,7 @@ from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
 from genmeasure.data.batches import Batches
+from genmeasure.losses import Loss
 from genmeasure.subject import subject
 
 
@@ -64,3 +65,23 @@ class Dense:
 
     def hessian(self, rows=slice(None)):
         return hessian(lambda w: self.loss(w, rows))(self.point)
+
+
+def small_net_with(loss_function):
+    """A float64 subject of seven examples with a loss of one's own, on targets of zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+        x = torch.randn(7, 3).double()
+    loss = Loss("own", loss_function, classification=False)
+    return subject(net, net, Batches.from_arrays(x, torch.zeros(7), batch_size=4), loss=loss, dtype="float64",
+                   device="cpu")
+
+
+def assert_calibrated(z):
+    """z [seeds, quantities] = (estimate - truth) / stderr: mean 0, spread 1, and 95 % intervals that cover."""
+    z = torch.as_tensor(z, dtype=torch.float64)
+    covered = (z.abs() < 1.96).double().mean(0)
+    assert (z.mean(0).abs() < 3.3 / len(z) ** 0.5).all(), z.mean(0)
+    assert ((z.std(0, correction=0) > 0.85) & (z.std(0, correction=0) < 1.15)).all(), z.std(0)
+    assert ((covered >= 0.92) & (covered <= 0.985)).all(), covered
