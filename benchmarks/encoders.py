@@ -21,7 +21,7 @@ from genmeasure.data.batches import Batches
 from genmeasure.errors import InputError
 from genmeasure.training.loop import Settings, fine_tune
 
-TOKENS, SENTENCES = 32, 512
+TOKENS, SENTENCES = 32, 1_024
 """Tokens that a sentence is cut or padded to; sentences of the fine-tuning, of which those measured are a part."""
 FINE_TUNING = Settings(epochs=3, learning_rate=1e-4, batch_size=32, seed=0)
 ATTENTION = "eager"

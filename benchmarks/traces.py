@@ -131,7 +131,7 @@ def papers_recipe(setting: Setting) -> Iterator[Row]:
 def traces_of_encoder(setting: Setting) -> Iterator[Row]:
     """Total trace of a text encoder against PyHessian and the estimators of curvlinops."""
     for case in encoders(setting):
-        runs, equal, row = total_against_probes(case, setting, SMOOTH_RTOL, setting.of(8, 3))
+        runs, equal, row = total_against_probes(case, setting, SMOOTH_RTOL, setting.of(6, 3))
         yield row
         try:
             yield against_curvlinops(case, setting, runs["ours"], equal)
@@ -142,7 +142,7 @@ def traces_of_encoder(setting: Setting) -> Iterator[Row]:
 def encoders(setting: Setting) -> Iterator[Case]:
     """MiniLM-L6, and on an accelerator also BERT-base."""
     for base in (False, True) if setting.device.type == "cuda" else (False,):
-        yield encoder(setting.examples(256, 64), setting.device.type, base)
+        yield encoder(setting.examples(1_024, 64), setting.device.type, base)
 
 
 def against_curvlinops(case: Case, setting: Setting, our_runs: Sequence[Timed[ours.Answer]], equal: float) -> Row:
@@ -150,7 +150,7 @@ def against_curvlinops(case: Case, setting: Setting, our_runs: Sequence[Timed[ou
 
     The number of products each would need comes from runs on one batch, and their time from the same runs.
     """
-    subject = case.first(setting.examples(64, 16))
+    subject = case.first(setting.examples(32, 16))
     tool = theirs.Curvlinops(subject)
     small, large = setting.of((24, 72), (9, 18))
     plan = [("hutchinson", large // 3), ("hutch++", small), ("hutch++", large), *[("xtrace", large // 6 * 2)] * 3]

@@ -12,7 +12,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -34,10 +34,10 @@ class Engine(Protocol):
     def batch_sums(self, fn: Callable[[Batch], Tensor], batches: Batches) -> Tensor:
         """fn: batch -> sum over its examples, any shape. Returns [batches, ...], float64 on the CPU."""
 
-    def sum(self, fn: Callable[[Batch], Any], batches: Batches) -> Any:
+    def sum(self, fn: Callable[[Batch], Any], batches: Batches | Iterable[Batch]) -> Any:
         """The sum over all batches of fn's tensor, or of each tensor in fn's dict."""
 
-    def examples(self, fn: Callable[[Batch], Tensor], batches: Batches) -> Tensor:
+    def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch]) -> Tensor:
         """fn: batch -> [batch, ...], one row per example. Returns [examples, ...] on the CPU."""
 
     def map(self, fn: Callable[[Any], T], tasks: Sequence[Any], description: str) -> Iterator[T]:
@@ -50,8 +50,8 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
                     disable=True if os.environ.get(QUIET) else None)
 
 
-def _pass(batches: Batches | list[Batch]) -> Iterator[Batch]:
-    return progress(batches, "batches", len(batches))
+def _pass(batches: Batches | Iterable[Batch]) -> Iterator[Batch]:
+    return progress(batches, "batches", len(batches) if isinstance(batches, Sized) else None)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class LocalEngine:
     def batch_sums(self, fn: Callable[[Batch], Tensor], batches: Batches) -> Tensor:
         return torch.stack([fn(b).detach().to(dtype=torch.float64, device="cpu") for b in _pass(batches)])
 
-    def sum(self, fn: Callable[[Batch], Any], batches: Batches) -> Any:
+    def sum(self, fn: Callable[[Batch], Any], batches: Batches | Iterable[Batch]) -> Any:
         total = None
         for batch in _pass(batches):
             part = fn(batch)
@@ -75,7 +75,7 @@ class LocalEngine:
                 total = total + part
         return total
 
-    def examples(self, fn: Callable[[Batch], Tensor], batches: Batches) -> Tensor:
+    def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch]) -> Tensor:
         return torch.cat([fn(b).detach().cpu() for b in _pass(batches)])
 
     def map(self, fn: Callable[[Any], T], tasks: Sequence[Any], description: str) -> Iterator[T]:

@@ -23,7 +23,8 @@ class Net(nn.Module):
         return self.head(nn.functional.avg_pool2d(x, 2).flatten(1))
 
 
-def make(activation, batch_size=5, examples=12):
+def make(activation, batch_size=5, examples=12, dtype="float64", confidence=None):
+    """confidence: how many times larger the head's weights are made, with labels that the network predicts."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net, start = Net(activation).double(), Net(activation).double()
@@ -32,7 +33,10 @@ def make(activation, batch_size=5, examples=12):
             module.norm.running_var.uniform_(0.5, 2)
             module.norm.weight.data.uniform_(0.5, 2)
         x, y = torch.randn(examples, 1, 4, 4).double(), torch.randint(0, 3, (examples,))
-    return subject(net, start, Batches.from_arrays(x, y, batch_size=batch_size), dtype="float64", device="cpu")
+        if confidence is not None:
+            net.head.weight.data.mul_(confidence)
+            y = net.eval()(x).argmax(1)
+    return subject(net, start, Batches.from_arrays(x, y, batch_size=batch_size), dtype=dtype, device="cpu")
 
 
 RELU, TANH = torch.relu, torch.tanh

@@ -7,48 +7,27 @@ H_ii = G_ii almost everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import hessian, vjp, vmap
+from torch.func import vjp, vmap
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import directional, first_derivative
+from genmeasure.curvature.survey import negligible, output_hessian, survey
 from genmeasure.curvature.taps import Probe, Taps, diagonal_second_derivatives, find_taps, slopes_along
-from genmeasure.data.batches import Batch, map_tensors
+from genmeasure.data.batches import Batch, Batches, gather, map_tensors
 from genmeasure.layers import Layer
 from genmeasure.risk import FORWARD, GRADIENT, Risk
 
 CHUNK = 2**26
 """Numbers held at once by per-example gradients."""
-
-
-def output_hessian(risk: Risk, outputs: Tensor, targets: Tensor) -> Tensor:
-    """A [batch, k, k] for outputs [batch, ...] of k numbers each; diag(p) - pp' for the cross-entropy."""
-    k = outputs[0].numel()
-    if risk.loss.softmax_rows is not None and outputs.ndim == 2:
-        p = outputs.softmax(1)
-        return risk.scale * (torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
-    found = vmap(hessian(lambda f, y: risk.scale * risk.loss(f[None], y[None])[0]))(outputs, targets)
-    return found.reshape(len(outputs), k, k)
-
-
-def eigen_directions(risk: Risk, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [batch, k] and eigenvectors [batch, k, k] (in columns) of A, on the CPU, largest last."""
-    return torch.linalg.eigh(output_hessian(risk, outputs, targets).cpu())
-
-
-def class_directions(risk: Risk, outputs: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
-    """(e_c - p) / |e_c - p| for classes c [D, batch], [D, batch, k].
-
-    A = sum_c p_c (e_c - p)(e_c - p)' for a softmax cross-entropy, without a decomposition.
-    """
-    logits, _ = risk.loss.softmax_rows(outputs, targets)
-    p = logits[:, 0].softmax(-1).expand(len(classes), -1, -1)
-    direction = torch.zeros_like(p).scatter(2, classes[:, :, None], 1.0) - p
-    return direction / direction.norm(dim=2, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+WINDOW = 8
+"""Batches that are sorted at a time."""
 
 
 def along(risk: Risk, layer: Layer, direction: Tensor, batch: Batch, function: Callable) -> Callable[[Tensor], Tensor]:
@@ -109,25 +88,48 @@ def convex_in_outputs(risk: Risk) -> bool:
 def gauss_newton_forms(risk: Risk, vectors: Mapping[str, Tensor], taps: Taps | None = None) -> Tensor:
     """v_i' G_ii v_i for every example and layer, [examples, layers], for v_i by layer.
 
-    By one backward pass through activations for every direction of the output space, all layers at once, or where
-    outputs are many or weights are not used linearly, by one Jacobian-vector product for each layer.
+    By one backward pass through activations for every direction of an example's outputs in which the loss curves, all
+    layers at once, or where directions are many or weights are not used linearly, by one Jacobian-vector product for
+    each layer. Directions are left out, smallest sizes first, as long as they add up to less than what rounding of the
+    outputs changes in the sum of all sizes.
     """
-    one = risk.outputs({}, risk.place(next(iter(risk.batches)).select(slice(1))))
-    if taps is None or one.ndim != 2 or one.numel() > 2 * len(risk.layers) + 1:
-        return torch.stack([_forms_of_layer(risk, x, vectors[x.name]) for x in risk.layers], 1)
+    found = survey(risk) if taps is not None else None
+    if found is None or not found.apart:
+        return _forms_by_layer(risk, vectors)
+    sizes = found.sizes.abs()
+    counts = (~negligible(sizes, risk.dtype)).sum(1)
+    if counts.sum() > 2 * len(risk.layers) * risk.batches.size:  # a direction costs as much as a product, or less
+        return _forms_by_layer(risk, vectors)
+    which = sizes.argsort(dim=1, descending=True)
 
     def forms(batch: Batch) -> Tensor:
-        weights: list[Tensor] = []
+        used = which[batch.rows, :counts[batch.rows].max()].T
+        rows = batch.rows.expand_as(used)
+        slopes, _ = slopes_along(risk, taps, batch, vectors, lambda f: found.ends(risk, batch, f, rows, used))
+        weights = torch.where(torch.arange(len(used))[:, None] < counts[batch.rows], found.sizes[rows, used], 0)
+        return torch.cat([batch.rows[:, None], (weights[:, :, None] * slopes.cpu().double().square()).sum(0)], 1)
+    result = torch.zeros(risk.batches.size, len(risk.layers), dtype=torch.float64)
+    table = risk.engine.examples(forms, by_count(risk.batches, counts))
+    result[table[:, 0].long()] = table[:, 1:]
+    return result
 
-        def directions(outputs: Tensor) -> Tensor:
-            values, basis = eigen_directions(risk, outputs.double(), batch.targets.to(outputs.device))
-            largest = values.abs().max(1, keepdim=True).values
-            needed = (values.abs() > torch.finfo(outputs.dtype).eps * largest).any(0)  # less than what rounding moves
-            weights.append(values[:, needed].T)
-            return basis[:, :, needed].permute(2, 0, 1)
-        slopes, _ = slopes_along(risk, taps, batch, vectors, directions)
-        return (weights[0][:, :, None] * slopes.double().cpu().square()).sum(0)
-    return risk.engine.examples(forms, risk.batches)
+
+def by_count(batches: Batches, counts: Tensor) -> Iterator[Batch]:
+    """The examples with a positive count, in batches of examples whose counts are alike; `rows` are their own.
+
+    Sorted within `WINDOW` batches at a time, as data may not fit into memory.
+    """
+    limit, rows = max(batches.lengths), counts.nonzero().squeeze(1)
+    source = iter(batches)
+    while window := list(itertools.islice(source, WINDOW)):
+        for batch in gather(window, rows, WINDOW * limit):
+            mine = rows[batch.rows]
+            order = counts[mine].argsort(descending=True)
+            yield from replace(batch, rows=mine).select(order).split(limit)
+
+
+def _forms_by_layer(risk: Risk, vectors: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([_forms_of_layer(risk, x, vectors[x.name]) for x in risk.layers], 1)
 
 
 def _forms_of_layer(risk: Risk, layer: Layer, direction: Tensor) -> Tensor:

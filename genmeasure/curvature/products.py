@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
+from genmeasure.curvature.survey import active_examples
 from genmeasure.data.batches import Batch
 from genmeasure.errors import unknown
 from genmeasure.layers import Layer
@@ -83,8 +85,9 @@ def gradient(value: Tensor, point: dict[str, Tensor], **how: bool) -> tuple[Tens
 BATCH_PRODUCTS = {"hessian": batch_hessian_product, "gauss-newton": batch_gauss_newton_product}
 
 
-def _mean_product(batch_product: Callable, risk: Risk, vectors: Weights) -> dict[str, Tensor]:
-    total = risk.engine.sum(lambda batch: batch_product(risk, batch, vectors), risk.batches)
+def _mean_product(batch_product: Callable, risk: Risk, vectors: Weights,
+                  batches: Iterable[Batch] | None = None) -> dict[str, Tensor]:
+    total = risk.engine.sum(lambda batch: batch_product(risk, batch, vectors), batches or risk.batches)
     return {k: h / risk.batches.size for k, h in total.items()}
 
 
@@ -102,7 +105,8 @@ def gauss_newton_product(risk: Risk, vectors: Weights) -> dict[str, Tensor]:
 class Operator:
     """A curvature matrix of the mean loss in the weights of some layers, as a function of flat vectors [size].
 
-    matrix: `hessian` or `gauss-newton`. One layer alone gives its diagonal block.
+    matrix: `hessian` or `gauss-newton`. One layer alone gives its diagonal block. Examples whose loss is flat in their
+    outputs are left out (`active_examples`).
     """
 
     risk: Risk
@@ -126,8 +130,19 @@ class Operator:
     def size(self) -> int:
         return sum(self.sizes)
 
+    @functools.cached_property
+    def _active(self) -> Tensor | None:
+        return active_examples(self.risk)
+
+    def _batches(self) -> Iterator[Batch]:
+        for batch in self.risk.batches:
+            rows = slice(None) if self._active is None else self._active[batch.rows].nonzero().squeeze(1)
+            part = batch.select(rows)
+            if len(part):
+                yield part
+
     def __call__(self, vector: Tensor) -> Tensor:
         pieces = {x.name: piece.reshape(self.risk.weights[x.name].shape)
                   for x, piece in zip(self.layers, vector.split(self.sizes), strict=True)}
-        found = _mean_product(BATCH_PRODUCTS[self.matrix], self.risk, pieces)
+        found = _mean_product(BATCH_PRODUCTS[self.matrix], self.risk, pieces, self._batches())
         return torch.cat([found[x.name].reshape(-1) for x in self.layers])

@@ -31,23 +31,32 @@ def inclusion_probabilities(sizes: Tensor, count: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Total:
-    """An estimated total [k], its covariance [k, k], and degrees of freedom of the least certain standard error."""
+    """An estimated total [k] and the independent residuals [n, k] whose squares and products tell its covariance."""
 
     value: Tensor
-    covariance: Tensor
-    degrees_of_freedom: float
+    residuals: Tensor
+
+    @property
+    def covariance(self) -> Tensor:
+        """[k, k]; nan where it is unknown."""
+        return self.residuals.T @ self.residuals
+
+    def degrees_of_freedom(self, watch: Tensor) -> Tensor:
+        """Of the variances of linear combinations `watch` [m, k] of the entries, [m]."""
+        return degrees_of_freedom((self.residuals @ watch.T).square())
 
 
-def degrees_of_freedom(squares: Tensor) -> float:
-    """Of a variance that is the sum of independent squares [n, k], for the column where it is least certain.
+def degrees_of_freedom(squares: Tensor) -> Tensor:
+    """Of variances that are sums of independent squares [n, m], for each column, [m].
 
     2 / (squared coefficient of variation of the sum), from the squares' own spread: n for Gaussian residuals, few where
-    a few of them carry the sum. Columns without variance do not count.
+    a few of them carry the sum. inf for a column without variance, 0 for one of unknown variance.
     """
-    n = len(squares)
+    n = max(1, len(squares))
     sums = squares.sum(0)
-    excess = squares.square().sum(0)[sums > 0] / sums[sums > 0].square() - 1 / n
-    return 2 / max(excess.max().item(), 2 / (3 * n)) if len(excess) else math.inf
+    excess = (squares / sums).square().sum(0) - 1 / n
+    found = torch.where(sums == 0, torch.inf, 2 / excess.clamp(min=2 / (3 * n)))
+    return found.nan_to_num(0.0, posinf=torch.inf)
 
 
 def estimated_total(sizes: Tensor, probabilities: Tensor, sampled: Tensor, ratios: Tensor) -> Total:
@@ -65,14 +74,13 @@ def estimated_total(sizes: Tensor, probabilities: Tensor, sampled: Tensor, ratio
     n, k = len(drawn), ratios.shape[1]
     uncertain_total = sizes.double()[probabilities < 1].sum()
     if uncertain_total == 0:
-        return Total(value, torch.zeros(k, k, dtype=torch.float64), math.inf)
+        return Total(value, torch.zeros(0, k, dtype=torch.float64))
     if n < 2:
         return Total(value + (uncertain_total * drawn.mean(0) if n else 0),
-                     torch.full((k, k), torch.nan, dtype=torch.float64), 0.0)
+                     torch.full((1, k), torch.nan, dtype=torch.float64))
     mean = drawn.mean(0)
-    residual = (drawn - mean) * weight.sqrt()[:, None]
-    covariance = uncertain_total**2 * (residual.T @ residual) / (n * (n - 1))
-    return Total(value + uncertain_total * mean, covariance, degrees_of_freedom(residual.square()))
+    residuals = uncertain_total * (drawn - mean) * weight.sqrt()[:, None] / math.sqrt(n * (n - 1))
+    return Total(value + uncertain_total * mean, residuals)
 
 
 def paired_sample(sizes: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
@@ -87,17 +95,6 @@ def paired_sample(sizes: Tensor, pairs: int, generator: torch.Generator) -> Tens
     return torch.searchsorted(ends, points, right=True).clamp(max=int(sizes.nonzero()[-1]))
 
 
-@dataclass(frozen=True)
-class PairedMean:
-    """The mean [k] of values drawn in pairs, its covariance [k, k], and the squared half differences [pairs, k]."""
-
-    value: Tensor
-    covariance: Tensor
-    squares: Tensor
-
-    @classmethod
-    def of(cls, values: Tensor) -> PairedMean:
-        """values [2 * pairs, k]: two draws from each stratum after another."""
-        pairs = len(values) // 2
-        half = (values[::2] - values[1::2]) / 2
-        return cls(values.mean(0), half.T @ half / pairs**2, half.square() / pairs**2)
+def paired_mean(values: Tensor) -> Total:
+    """The mean of values [2 * pairs, k], two draws from each stratum after another."""
+    return Total(values.mean(0), (values[::2] - values[1::2]) / len(values))

@@ -12,35 +12,26 @@ import torch
 from torch import Tensor
 
 from genmeasure.curvature.draws import batch_generator, generator, rademacher
-from genmeasure.curvature.gauss_newton import (
-    class_directions,
-    eigen_directions,
-    linear_layers,
-    untapped_squared_gradients,
-)
+from genmeasure.curvature.gauss_newton import linear_layers, untapped_squared_gradients
 from genmeasure.curvature.other_tools import pyhessian_probes
 from genmeasure.curvature.products import batch_hessian_product
 from genmeasure.curvature.sampling import (
-    PairedMean,
     Total,
-    degrees_of_freedom,
     estimated_total,
     inclusion_probabilities,
+    paired_mean,
     paired_sample,
 )
+from genmeasure.curvature.survey import EIGEN_OUTPUTS, NEGLIGIBLE, Survey, survey
 from genmeasure.curvature.taps import SHARE, Probe, Taps, diagonal_second_derivatives, find_taps, squared_gradients
 from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
 from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import MIN_DEGREES_OF_FREEDOM, Estimate, StratifiedMean
 from genmeasure.layers import Layer
-from genmeasure.risk import FORWARD, Risk
+from genmeasure.risk import Risk
 
 ROUTES = ("gauss-newton", "split", "hutchinson", "pyhessian")
-EIGEN_OUTPUTS = 32
-"""Up to this many outputs the output Hessian is decomposed; beyond, directions stand for classes."""
-MOST_NUMBERS = 2**27
-"""Directions and their sizes are kept in memory up to this many numbers."""
 FIRST_PAIRS = 256
 """Pairs of an example and a direction in the first sample."""
 FIRST_DRAWS, GATHERED = 192, 1024
@@ -72,14 +63,12 @@ class Part(Protocol):
     """A sampled summand of the traces that can be made more precise."""
 
     draws: int
+    finished: bool
+    """Whether no more can be drawn."""
 
     @property
     def total(self) -> Total:
         """The estimate [layers] so far, of the mean over examples."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether no more can be drawn."""
 
     def extend(self, excess: Tensor) -> None:
         """Draw more; excess [layers + 1]: how many times larger than allowed the variances of layers and total are."""
@@ -134,6 +123,11 @@ class Tolerances:
     atol: float
 
     @property
+    def asked(self) -> Tensor:
+        """Whether any precision is asked for, [layers + 1]."""
+        return torch.tensor([math.isfinite(self.layer_rtol)] * self.layers + [math.isfinite(self.rtol)])
+
+    @property
     def watch(self) -> Tensor:
         """[layers + 1, layers]"""
         return torch.cat([torch.eye(self.layers), torch.ones(1, self.layers)]).double()
@@ -155,19 +149,17 @@ def _until_precise(parts: Sequence[Part], tolerances: Tolerances) -> tuple[Tenso
     for _ in progress(itertools.count(), "trace"):
         totals = [part.total for part in parts]
         value, covariance = sum(t.value for t in totals), sum(t.covariance for t in totals)
-        excess = tolerances.excess(value, covariance)
-        short = ~(excess <= 1)
-        watch = short if short.any() else torch.ones_like(short)
-        shares = [tolerances.excess(value, t.covariance)[watch].nan_to_num(torch.inf).max() for t in totals]
-        doubtful = [t.degrees_of_freedom < ENOUGH and share * DOUBT > 1
-                    for t, share in zip(totals, shares, strict=True)]
-        open_ = [i for i, part in enumerate(parts) if not part.finished and (short.any() or doubtful[i])]
+        excess = tolerances.excess(value, covariance).nan_to_num(torch.inf)
+        shares = [tolerances.excess(value, t.covariance).nan_to_num(torch.inf) for t in totals]
+        doubts = [(share * DOUBT > 1).any() & (t.degrees_of_freedom(tolerances.watch) < ENOUGH) & tolerances.asked
+                  for t, share in zip(totals, shares, strict=True)]
+        wanted = [torch.where(doubt, excess.clamp(min=AGAIN), excess) for doubt in doubts]
+        # what is short may not be short because of what can still be drawn
+        open_ = [i for i, part in enumerate(parts) if not part.finished and (shares[i][wanted[i] > 1] > 0).any()]
         if not open_:
             return value, covariance
-        worst = max(range(len(open_)), key=lambda i: (doubtful[open_[i]], shares[open_[i]]))
-        if shares[open_[worst]] == 0:  # what is short is not short because of what can still be drawn
-            return value, covariance
-        parts[open_[worst]].extend(excess.nan_to_num(torch.inf))
+        worst = max(open_, key=lambda i: (doubts[i].any(), shares[i][wanted[i] > 1].max()))
+        parts[worst].extend(wanted[worst])
     raise AssertionError("counting ends only by return")
 
 
@@ -177,72 +169,23 @@ def _parts(risk: Risk, taps: Taps | None, linear: Sequence[bool], max_passes: in
     if curved and taps is None:
         raise InputError("some weights are used by operations that cannot be tapped, so that the residual H - G cannot "
                          "be drawn example by example; take route=hutchinson")
-    survey = _survey(risk)
+    found = survey(risk)
+    if found is None:
+        raise InputError(f"the loss {risk.loss.name!r} has more than {EIGEN_OUTPUTS} outputs, an output Hessian too "
+                         "large to decompose; take route=hutchinson")
     limit = max_passes * risk.batches.size
-    parts: list[Part] = [Pairs(risk, taps, survey, limit, seed) if survey.apart else
-                         Labels(risk, taps, survey.sizes[:, 0], limit, seed)]
-    if curved and survey.slopes.any():
-        parts.append(Residual(risk, taps, survey.slopes, curved, limit, seed))
+    parts: list[Part] = [Pairs(risk, taps, found, limit, seed) if found.apart else
+                         Labels(risk, taps, found.sizes[:, 0], limit, seed)]
+    if curved and found.slopes.any():
+        parts.append(Residual(risk, taps, found.slopes, curved, limit, seed))
     return parts
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What one forward pass tells of every example.
-
-    apart: whether directions in output space are told apart. sizes: eigenvalues of its output Hessian, or weights of
-    classes in it [examples, directions]; its trace [examples, 1] where there are too many. directions: eigenvectors
-    [examples, directions, outputs] or None. slopes: norm of the loss's gradient with respect to the outputs [examples].
-    """
-
-    apart: bool
-    sizes: Tensor
-    directions: Tensor | None
-    slopes: Tensor
-
-
-@torch.no_grad()
-def _survey(risk: Risk) -> Survey:
-    one = risk.outputs({}, risk.place(next(iter(risk.batches)).select(slice(1))))
-    k, n = one.numel(), risk.batches.size
-    eigen = one.ndim == 2 and k <= EIGEN_OUTPUTS and n * k * k <= MOST_NUMBERS
-    if not eigen and risk.loss.softmax_rows is None:
-        raise InputError(f"the loss {risk.loss.name!r} on {k} outputs has an output Hessian too large to decompose; "
-                         "take route=hutchinson")
-    apart = eigen or (one.ndim == 2 and n * k <= MOST_NUMBERS)
-
-    def rows(batch: Batch) -> Tensor:
-        batch = risk.place(batch)
-        risk.spend(FORWARD, len(batch))
-        outputs = risk.outputs({}, batch).double()
-        risk.checked(risk.loss(outputs, batch.targets), batch, "loss")
-        with torch.enable_grad():
-            point = outputs.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(risk.scale * risk.loss(point, batch.targets).sum(), point)
-        slopes = slope.flatten(1).norm(dim=1, keepdim=True)
-        if eigen:
-            sizes, vectors = eigen_directions(risk, outputs, batch.targets)
-            return torch.cat([slopes, sizes, vectors.mT.flatten(1)], 1)
-        logits, mask = risk.loss.softmax_rows(outputs, batch.targets)
-        p = logits.softmax(-1)
-        concentration = p.square().sum(-1, keepdim=True)
-        if apart:
-            sizes = risk.scale * (p * (1 - 2 * p + concentration) * mask[..., None]).flatten(1)
-        else:
-            sizes = risk.scale * ((1 - concentration[..., 0]) * mask).sum(1, keepdim=True)
-        return torch.cat([slopes, sizes], 1)
-    table = risk.engine.examples(rows, risk.batches)
-    slopes, sizes = table[:, 0], table[:, 1:1 + k] if apart else table[:, 1:]
-    directions = table[:, 1 + k:].unflatten(1, (k, k)).to(risk.dtype) if eigen else None
-    return Survey(apart, sizes, directions, slopes)
-
-
-ENOUGH, DOUBT = 40, 9.0
-"""Degrees of freedom from which on a standard error is believed; below, its square must be smaller by this factor."""
+ENOUGH, DOUBT, AGAIN = 40, 9.0, 1.5
+"""Degrees of freedom from which on a standard error is believed; below, its square must be smaller by this factor, or
+as many draws again are taken as would bring it down by the last one."""
 LEAST_SHARE = 0.01
 """Layers with less than this share of the total are asked for no more precision than those that have it."""
-NEGLIGIBLE = 1e-13
-"""Weights of directions this small beside the example's largest are rounding of a direction that has none."""
 
 
 class Pairs:
@@ -275,7 +218,7 @@ class Pairs:
         sampled = self.measured.nonzero().squeeze(1)
         found = estimated_total(self.signed.abs(), self.probabilities, sampled, self.ratios[sampled])
         n = self.risk.batches.size
-        return Total(found.value / n, found.covariance / n**2, found.degrees_of_freedom)
+        return Total(found.value / n, found.residuals / n)
 
     @property
     def finished(self) -> bool:
@@ -309,11 +252,7 @@ class Pairs:
         used = pairs[(pairs >= 0).any(1)]
 
         def directions(outputs: Tensor) -> Tensor:
-            chosen = self.which[used].to(outputs.device)
-            if self.survey.directions is not None:
-                vectors = self.survey.directions[self.examples[used], self.which[used]].to(outputs)
-            else:
-                vectors = class_directions(self.risk, outputs, batch.targets.to(outputs.device), chosen)
+            vectors = self.survey.ends(self.risk, batch, outputs, self.examples[used], self.which[used])
             return torch.where((used >= 0).to(outputs.device)[..., None], vectors, 0.0)
         found = _squared_gradients(self.risk, self.taps, batch, directions)
         return torch.cat([found, found.new_zeros(len(pairs) - len(used), *found.shape[1:])])
@@ -339,7 +278,7 @@ class Stages:
     def __init__(self, risk: Risk, sizes: Tensor, columns: int, seed: int, purpose: str):
         self.risk, self.sizes, self.seed, self.purpose = risk, sizes.double(), seed, purpose
         self.counts = torch.zeros(columns, dtype=torch.float64)
-        self._stages: list[tuple[Tensor, int, PairedMean]] = []
+        self._stages: list[tuple[Tensor, int, Total]] = []
 
     def draw(self, places: Tensor, count: int, evaluation: Callable[[torch.Generator, int], Evaluation],
              limit: int) -> None:
@@ -352,22 +291,19 @@ class Stages:
             batches = self.risk.batches.gather(sample[start:start + GATHERED])
             parts = [replace(part, rows=part.rows + start) for batch in batches for part in batch.split(limit)]
             values.append(self.risk.engine.examples(evaluate, parts).double())
-        found = PairedMean.of(torch.cat(values) * weights[:, None])
+        found = paired_mean(torch.cat(values) * weights[:, None])
         self._stages.append((places, count, found))
         self.counts[places] += count
 
     @property
     def total(self) -> Total:
-        k = len(self.counts)
-        value, covariance = torch.zeros(k, dtype=torch.float64), torch.zeros(k, k, dtype=torch.float64)
-        squares = []
+        value, residuals = torch.zeros(len(self.counts), dtype=torch.float64), []
         for places, count, found in self._stages:
             share = count / self.counts[places]
             value[places] += share * found.value
-            covariance[places[:, None], places] += share[:, None] * share * found.covariance
-            squares.append(torch.zeros(len(found.squares), k, dtype=torch.float64))
-            squares[-1][:, places] = share**2 * found.squares
-        return Total(value, covariance, degrees_of_freedom(torch.cat(squares)))
+            residuals.append(torch.zeros(len(found.residuals), len(value), dtype=torch.float64))
+            residuals[-1][:, places] = share * found.residuals
+        return Total(value, torch.cat(residuals))
 
 
 class Labels:
@@ -434,7 +370,7 @@ class Residual:
 
     def __init__(self, risk: Risk, taps: Taps, slopes: Tensor, rows: Sequence[int], limit: int, seed: int):
         self.risk, self.taps, self.limit = risk, taps, limit
-        self.rows = torch.tensor(list(rows))
+        self.rows, self.finished = torch.tensor(list(rows)), False
         self.costs = torch.tensor([0.5 + 4 * taps.behind(risk.layers[i].name) for i in rows], dtype=torch.float64)
         self.stages = Stages(risk, slopes, len(rows), seed, "residual")
 
@@ -445,18 +381,14 @@ class Residual:
     @property
     def total(self) -> Total:
         k, found = len(self.risk.layers), self.stages.total
-        value, covariance = torch.zeros(k, dtype=torch.float64), torch.zeros(k, k, dtype=torch.float64)
-        value[self.rows] = found.value
-        covariance[self.rows[:, None], self.rows] = found.covariance
-        return Total(value, covariance, found.degrees_of_freedom)
-
-    @property
-    def finished(self) -> bool:
-        return bool((self.stages.counts >= self.limit).all())
+        value, residuals = found.value.new_zeros(k), found.residuals.new_zeros(len(found.residuals), k)
+        value[self.rows], residuals[:, self.rows] = found.value, found.residuals
+        return Total(value, residuals)
 
     def extend(self, excess: Tensor) -> None:
         """excess: [layers + 1], how many times larger than allowed each variance is."""
         more = self._more(excess) if self.draws else torch.full((len(self.rows),), FIRST_DRAWS)
+        self.finished = not more.any()  # the layers that are wanted have all they may have
         for count in more.unique().tolist():
             if count:
                 self._draw((more == count).nonzero().squeeze(1), count)
@@ -472,8 +404,6 @@ class Residual:
             wanted = torch.maximum(wanted, spread / self.costs.sqrt() * (spread * self.costs.sqrt()).sum() / allowed)
             if not (wanted > have).any():
                 wanted = have * excess[-1]
-        elif not (wanted > have).any():  # asked for the sake of the standard errors themselves
-            wanted = have * 1.5
         factor = (1.1 * wanted / have).clamp(max=2.0)
         steps = torch.tensor([1.0, 1.2, 1.5, 2.0], dtype=torch.float64)  # few, so that layers go together
         factor = steps[torch.searchsorted(steps, factor.clamp(min=1.0) - 0.05).clamp(max=3)]

@@ -5,7 +5,6 @@ import torch
 from dense import TANH, Dense, assert_calibrated, make
 from torch import nn
 
-from genmeasure.curvature import trace
 from genmeasure.curvature.noise import noise_curve
 from genmeasure.curvature.products import hessian_product
 from genmeasure.curvature.trace import block_traces
@@ -73,7 +72,7 @@ def test_split_traces(convolutional, atol):
 
 @pytest.mark.parametrize("eigen", [0, 32], ids=["classes", "eigenvectors"])
 def test_gauss_newton_traces_from_a_sample_of_pairs(eigen, monkeypatch):
-    monkeypatch.setattr(trace, "EIGEN_OUTPUTS", eigen)
+    monkeypatch.setattr("genmeasure.curvature.survey.EIGEN_OUTPUTS", eigen)
     s = make(TANH, batch_size=64, examples=800)
     whole = block_traces(s.risk, route="gauss-newton", rtol=0, layer_rtol=0, atol=0, max_passes=9, seed=0).value
     z = []

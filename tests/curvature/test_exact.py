@@ -7,12 +7,14 @@ from dense import RELU, TANH, Dense, make, small_net_with
 
 from genmeasure.curvature import trace
 from genmeasure.curvature.forms import hessian_forms, positive_forms
-from genmeasure.curvature.gauss_newton import gauss_newton_forms, piecewise_linear
+from genmeasure.curvature.gauss_newton import by_count, gauss_newton_forms, piecewise_linear
 from genmeasure.curvature.lanczos import extreme_eigenvalues
 from genmeasure.curvature.noise import antithetic_difference
-from genmeasure.curvature.products import hessian_product
+from genmeasure.curvature.products import Operator, hessian_product
+from genmeasure.curvature.survey import negligible
 from genmeasure.curvature.taps import find_taps
 from genmeasure.curvature.trace import block_traces, hutchinson
+from genmeasure.data.batches import Batches
 from genmeasure.errors import InputError
 
 
@@ -107,7 +109,7 @@ def test_routes_that_a_network_or_a_loss_does_not_allow_say_which_one_does(monke
         patch.setattr(trace, "find_taps", lambda risk: None)
         with pytest.raises(InputError, match="drawn example by example; take route=hutchinson$"):
             block_traces(make(TANH).risk, route="split", **setting)
-    monkeypatch.setattr(trace, "EIGEN_OUTPUTS", 1)
+    monkeypatch.setattr("genmeasure.curvature.survey.EIGEN_OUTPUTS", 1)
     s = small_net_with(lambda outputs, targets: outputs.square().sum(1))
     with pytest.raises(InputError, match="Hessian too large to decompose; take route=hutchinson$"):
         block_traces(s.risk, route="gauss-newton", **setting)
@@ -178,6 +180,59 @@ def test_gauss_newton_forms_of_every_example(both, tapped):
         assert torch.allclose(found[:, i], truth, rtol=1e-9)
         if s.model.activation is RELU:
             assert torch.allclose(found[:, i], hessian[:, i], rtol=1e-9, atol=1e-12)
+
+
+def test_layers_of_which_nothing_is_asked_are_not_waited_for():
+    s, setting = make(TANH, examples=60), {"route": "split", "rtol": torch.inf, "atol": 0, "max_passes": 9, "seed": 0}
+    few, many = (block_traces(s.risk, layer_rtol=rtol, **setting) for rtol in (torch.inf, 0.1))
+    assert few.draws < many.draws
+    assert (few.covariance.diagonal()[:2] > 0).all()
+
+
+def test_layers_at_their_limit_end_the_drawing():
+    """Nothing is left to draw for the layer that is short, while others could go on."""
+    s = make(TANH, examples=60)
+    found = block_traces(s.risk, route="split", rtol=torch.inf, layer_rtol=1e-9, atol=0, max_passes=5, seed=0)
+    assert found.draws < 60 * 5 * 2 * len(s.layers)
+
+
+def test_nothing_is_negligible_among_equals():
+    assert not negligible(torch.ones(300, 10, dtype=torch.float64), torch.float32).any()
+    assert not negligible(torch.zeros(3), torch.float32).any()
+    sizes = torch.tensor([1.0, 1e-7, 0.0, 1e-6, 0.5, 1e-4], dtype=torch.float64)
+    assert negligible(sizes, torch.float32).tolist() == [False, True, True, True, False, False]
+    assert negligible(sizes, torch.float64).tolist() == [False, False, True, False, False, False]
+
+
+def test_what_rounding_hides_is_left_out(monkeypatch):
+    """A confident network, where most examples are as good as flat; float64 with the rounding of float32 assumed."""
+    s = make(RELU, examples=64, confidence=300)
+    taps, v = find_taps(s.risk), torch.ones(Operator(s.risk, s.layers).size, dtype=torch.float64)
+
+    def measured():
+        before = s.risk.passes
+        forms = gauss_newton_forms(s.risk, displacements(s), taps)
+        between = s.risk.passes
+        return forms, Operator(s.risk, s.layers)(v), between - before, s.risk.passes - between
+    truth, product, *costs = measured()
+    monkeypatch.setattr("genmeasure.curvature.survey.ROUNDINGS", 100 * 2.0**29)
+    found, near, *less = measured()
+    assert (found == 0).any()
+    assert all(a < 0.9 * b for a, b in zip(less, costs, strict=True))
+    assert ((found - truth).abs().max(0).values < 1e-3 * truth.max(0).values).all()
+    assert ((found - truth).abs().mean(0) < 1e-3 * truth.mean(0)).all()
+    assert 0 < (near - product).norm() < 1e-3 * product.norm()
+
+
+def test_examples_sorted_by_count_are_all_there_once():
+    source = Batches.from_arrays(torch.arange(50.0), torch.zeros(50), batch_size=3)
+    counts = torch.arange(50) * 7 % 5
+    found = list(by_count(source, counts))
+    for batch in found:
+        assert torch.equal(batch.inputs[0], batch.rows.float())
+        assert torch.equal(counts[batch.rows], counts[batch.rows].sort(descending=True).values)
+    assert max(map(len, found)) <= 3
+    assert torch.cat([b.rows for b in found]).sort().values.tolist() == counts.nonzero().squeeze(1).tolist()
 
 
 @pytest.mark.parametrize("tapped", [True, False])
