@@ -60,11 +60,30 @@ def audit(arguments: argparse.Namespace) -> int:
     from genmeasure.study import run
     from genmeasure.subject import SubjectFiles
 
+    if arguments.model is None and arguments.train is None:
+        return audit_weights(arguments)
+    for name in ("model", "train"):
+        if getattr(arguments, name) is None:
+            raise InputError(f"audit came without --{name}; give --model and --train, or neither for the distances of "
+                             "the weights alone")
     files = SubjectFiles(arguments.name or Path(arguments.end).stem, arguments.model, arguments.start, arguments.end,
                          arguments.train, arguments.test, arguments.loss, arguments.device, arguments.dtype,
-                         arguments.batch_size, arguments.head)
+                         arguments.batch_size, arguments.head, rename=tuple(arguments.rename or ()),
+                         head_center=arguments.head_center, seed=arguments.seed)
     readings = run([files], requests(arguments.measure, arguments.seed), arguments.out, study="audit",
                    provenance=command(arguments), only_applicable=not arguments.measure)
+    return finish(readings, arguments.out)
+
+
+def audit_weights(arguments: argparse.Namespace) -> int:
+    """Distances by name, read tensor by tensor."""
+    from genmeasure.study import run_weights
+
+    if arguments.test is not None or set(arguments.measure or ["distance"]) != {"distance"}:
+        raise InputError("audit came without --model and --train; of the weights alone only the measure distance can be "
+                         "read: give --model and --train for more")
+    readings = run_weights(arguments.name or Path(arguments.end).stem, arguments.start, arguments.end, arguments.out,
+                           rename=tuple(arguments.rename or ()), study="audit", provenance=command(arguments))
     return finish(readings, arguments.out)
 
 
@@ -278,12 +297,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--checkpoint-seeds", type=int, default=2, help="pretrained starts, each fine-tuned in every way")
 
     sub = add("audit", audit, "Measure one fine-tuned checkpoint against its start.", out="")
-    sub.add_argument("--start", required=True, help="checkpoint file of the pretrained start")
-    sub.add_argument("--end", required=True, help="checkpoint file of the fine-tuned model")
-    sub.add_argument("--model", required=True, help="torchvision:NAME, timm:NAME, hf:FOLDER, pkg.module:function or "
-                                                    "FILE.py:function, with ?key=value for its arguments")
-    sub.add_argument("--train", required=True, help="training data: a manifest name, FILE.npz#train, or "
-                                                    "pkg.module:function")
+    sub.add_argument("--start", required=True, help="pretrained start: a checkpoint file or folder, a manifest name, "
+                     "hub:OWNER/NAME, or torchvision:NAME or timm:NAME with weights on disk")
+    sub.add_argument("--end", required=True, help="fine-tuned model, likewise; or the folder of an adapter of the start")
+    sub.add_argument("--model", help="torchvision:NAME, timm:NAME, hf:FOLDER, pkg.module:function or FILE.py:function, "
+                     "with ?key=value for its arguments; without it and --train, distances of the weights alone")
+    sub.add_argument("--train", help="training data: a manifest name, FILE.npz#train, a .tsv, .csv or .parquet of texts "
+                     "and labels, an image folder, or pkg.module:function")
     sub.add_argument("--test", help="test data, likewise; the gap needs them")
     sub.add_argument("--measure", action="append", metavar="NAME[:key=value,...]",
                      help="a measure or bound with parameters; repeat for more; everything that applies if left out")
@@ -293,6 +313,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", default="float32", help="float32 or float64")
     sub.add_argument("--batch-size", type=int, default=64, help="examples per batch; fresh noise for every batch")
     sub.add_argument("--head", help="module path of the head; the layer that runs last if left out")
+    sub.add_argument("--head-center", default="zero", help="where a head that the start lacks is measured from: zero, or "
+                     "init, which the model draws with --seed")
+    sub.add_argument("--rename", action="append", metavar="PATTERN=REPLACEMENT", help="regular expression from the "
+                     "checkpoints' names to the model's, or a .csv file of such pairs; repeat for more")
 
     sub = add("train", train, "Fine-tune a model from a start with one of the registered algorithms.", out="")
     sub.add_argument("--start", required=True, help="checkpoint file of the pretrained start")
