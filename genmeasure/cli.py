@@ -80,8 +80,8 @@ def audit_weights(arguments: argparse.Namespace) -> int:
     from genmeasure.study import run_weights
 
     if arguments.test is not None or set(arguments.measure or ["distance"]) != {"distance"}:
-        raise InputError("audit came without --model and --train; of the weights alone only the measure distance can be "
-                         "read: give --model and --train for more")
+        raise InputError("audit came without --model and --train; of the weights alone only the measure distance can "
+                         "be read: give --model and --train for more")
     readings = run_weights(arguments.name or Path(arguments.end).stem, arguments.start, arguments.end, arguments.out,
                            rename=tuple(arguments.rename or ()), study="audit", provenance=command(arguments))
     return finish(readings, arguments.out)
@@ -299,11 +299,11 @@ def parser() -> argparse.ArgumentParser:
     sub = add("audit", audit, "Measure one fine-tuned checkpoint against its start.", out="")
     sub.add_argument("--start", required=True, help="pretrained start: a checkpoint file or folder, a manifest name, "
                      "hub:OWNER/NAME, or torchvision:NAME or timm:NAME with weights on disk")
-    sub.add_argument("--end", required=True, help="fine-tuned model, likewise; or the folder of an adapter of the start")
+    sub.add_argument("--end", required=True, help="fine-tuned model, likewise; or the folder of an adapter")
     sub.add_argument("--model", help="torchvision:NAME, timm:NAME, hf:FOLDER, pkg.module:function or FILE.py:function, "
                      "with ?key=value for its arguments; without it and --train, distances of the weights alone")
-    sub.add_argument("--train", help="training data: a manifest name, FILE.npz#train, a .tsv, .csv or .parquet of texts "
-                     "and labels, an image folder, or pkg.module:function")
+    sub.add_argument("--train", help="training data: a manifest name, FILE.npz#train, a .tsv, .csv or .parquet of "
+                     "texts and labels, an image folder, or pkg.module:function")
     sub.add_argument("--test", help="test data, likewise; the gap needs them")
     sub.add_argument("--measure", action="append", metavar="NAME[:key=value,...]",
                      help="a measure or bound with parameters; repeat for more; everything that applies if left out")
@@ -313,8 +313,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", default="float32", help="float32 or float64")
     sub.add_argument("--batch-size", type=int, default=64, help="examples per batch; fresh noise for every batch")
     sub.add_argument("--head", help="module path of the head; the layer that runs last if left out")
-    sub.add_argument("--head-center", default="zero", help="where a head that the start lacks is measured from: zero, or "
-                     "init, which the model draws with --seed")
+    sub.add_argument("--head-center", default="zero", help="where a head that the start lacks is measured from: zero, "
+                     "or init, which the model draws with --seed")
     sub.add_argument("--rename", action="append", metavar="PATTERN=REPLACEMENT", help="regular expression from the "
                      "checkpoints' names to the model's, or a .csv file of such pairs; repeat for more")
 
@@ -337,8 +337,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("study", help="path of the study's Python file")
     sub = add("report", report, "Write tables, plots and report of a run folder again.", seed=False)
     sub.add_argument("folder", help="a run folder that holds readings.csv")
-    sub = add("list", list_members, "List measures, bounds and algorithms.", seed=False)
-    sub.add_argument("family", nargs="?", choices=["measure", "bound", "algorithm"], help="only these")
+    sub = add("list", list_members, "List measures, bounds, algorithms and model families.", seed=False)
+    sub.add_argument("family", nargs="?", choices=["measure", "bound", "algorithm", "model"], help="only these")
     sub.add_argument("--verbose", action="store_true", help="with kinds, sources and parameters")
     sub = add("data", data, "List, find, check or fetch what data_manifest.csv names.", seed=False)
     sub.add_argument("action", choices=["list", "path", "verify", "fetch"])

@@ -32,7 +32,8 @@ def locate(text: str) -> Path:
     if family in ("torchvision", "timm") and colon:
         return _torchvision(name) if family == "torchvision" else _timm(name)
     if text in set(manifest.entries().query("kind == 'checkpoint'")["name"]):
-        return manifest.verify(text)
+        source = manifest.entry(text)["source"]
+        return from_hub(source.removeprefix(HUB)) if source.startswith(HUB) else manifest.verify(text)
     return Path(text)
 
 

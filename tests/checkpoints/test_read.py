@@ -253,7 +253,7 @@ def pack_file(name):
 
 @pytest.mark.slow
 def test_every_checkpoint_of_the_pack_reads():
-    rows = manifest.entries().query("kind == 'checkpoint'")
+    rows = manifest.entries().query("kind == 'checkpoint' and files != ''")
     assert len(rows) == 31
     for row in rows.to_dict("records"):
         tensors = read(pack_file(row["name"])).tensors

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from genmeasure.checkpoints.stored import Entry, Stored
@@ -66,8 +67,9 @@ def _rows(folder: Path, name: str, stored: TensorStorageMetadata) -> Any:
         tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
         try:
             dcp.load({name: tensor}, storage_reader=_Reader(folder), no_dist=True)
-        except Exception as error:  # the library wraps whatever went wrong
-            reason = (str(error.__cause__ or error).splitlines() or [""])[-1] or type(error).__name__
+        except (CheckpointException, OSError, ValueError, RuntimeError) as error:
+            first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            reason = (str(first).splitlines() or [type(first).__name__])[0].split(". ")[0]
             raise InputError(f"{name} cannot be read from {folder} ({reason}); it is damaged or incomplete: "
                              "copy the whole folder again") from error
         return tensor if tensor.ndim == 0 else tensor[start:stop]

@@ -17,7 +17,7 @@ def read(path: Path, read_file: Callable[[Path], Stored]) -> Stored:
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = {name: path.with_name(file) for name, file in table.items()}
+        files = {name: path.parent / file for name, file in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} holds no weight_map of tensors to files ({type(error).__name__}); it is damaged or "
                          "of another format: copy or download it again") from error
