@@ -153,11 +153,11 @@ def load_study(path: str) -> Any:
 
 def train(arguments: argparse.Namespace) -> int:
     from genmeasure.checkpoints.build import build
-    from genmeasure.checkpoints.match import fingerprint, match
-    from genmeasure.checkpoints.read import read
+    from genmeasure.checkpoints.match import fingerprint, match, task_modules
+    from genmeasure.checkpoints.pair import read_start
     from genmeasure.checkpoints.write import write
     from genmeasure.data.label_noise import symmetric_confusion
-    from genmeasure.data.readers import load
+    from genmeasure.data.readers import load_for
     from genmeasure.training.algorithm import get_algorithm
     from genmeasure.training.loop import Settings, fine_tune
 
@@ -170,10 +170,10 @@ def train(arguments: argparse.Namespace) -> int:
                         optimizer=arguments.optimizer, weight_decay=arguments.weight_decay, schedule=arguments.schedule,
                         seed=arguments.seed, device=arguments.device)
     model = build(arguments.model, seed=arguments.seed)
-    started = read(arguments.start)
-    match(model, started.tensors, head=arguments.head)
-    data = load(arguments.train)
-    validation = load(arguments.validation) if arguments.validation else None
+    started, _ = read_start(arguments.start, model.state_dict())
+    match(model, started, head=[*filter(None, [arguments.head]), *task_modules(model)])
+    data = load_for(arguments.model, arguments.train)
+    validation = load_for(arguments.model, arguments.validation) if arguments.validation else None
     confusion = None
     if arguments.noise is not None and name != "consistent-loss":
         raise InputError(f"--noise came with the algorithm {name!r}; it describes noise that is in the labels already, "
@@ -186,7 +186,7 @@ def train(arguments: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     write(out, result.model.state_dict(), {
         "algorithm": arguments.algorithm, "model": arguments.model, "train": arguments.train,
-        "start": fingerprint(started.tensors), "settings": json.dumps(dataclasses.asdict(settings)),
+        "start": fingerprint(started), "settings": json.dumps(dataclasses.asdict(settings)),
         "chosen_epoch": str(result.chosen), "history": json.dumps([dataclasses.asdict(e) for e in result.history])})
     last = result.history[result.chosen - 1] if result.chosen else None
     say(f"wrote {out} after {len(result.history)} epochs in {result.seconds:.1f} s" + (
@@ -319,7 +319,7 @@ def parser() -> argparse.ArgumentParser:
                      "checkpoints' names to the model's, or a .csv file of such pairs; repeat for more")
 
     sub = add("train", train, "Fine-tune a model from a start with one of the registered algorithms.", out="")
-    sub.add_argument("--start", required=True, help="checkpoint file of the pretrained start")
+    sub.add_argument("--start", required=True, help="pretrained start, as for audit")
     sub.add_argument("--model", required=True, help="as for audit")
     sub.add_argument("--train", required=True, help="training data, as for audit")
     sub.add_argument("--validation", help="validation data, likewise")

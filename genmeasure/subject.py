@@ -12,19 +12,17 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genmeasure.checkpoints.build import build, split
-from genmeasure.checkpoints.match import fingerprint, match
+from genmeasure.checkpoints.build import build
+from genmeasure.checkpoints.match import fingerprint, match, task_modules
 from genmeasure.checkpoints.names import table
 from genmeasure.checkpoints.pair import read_pair, read_start
 from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batch, Batches
-from genmeasure.data.readers import load
-from genmeasure.data.texts import has_tokenizer
+from genmeasure.data.readers import load_for
 from genmeasure.engine import Engine, LocalEngine, get_device
 from genmeasure.errors import InputError
 from genmeasure.layers import BATCH_NORMS, Layer, find_layers, folded, forward
@@ -177,7 +175,7 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     state = start.state_dict() if isinstance(start, nn.Module) else start
     if isinstance(state, (str, PathLike)):
         state, notes["start"] = read_start(state, owned.state_dict())
-    heads = [next(layer.name for layer in result.layers if layer.head), *_task_modules(owned)]
+    heads = [next(layer.name for layer in result.layers if layer.head), *task_modules(owned)]
     skeleton = copy.deepcopy(owned)
     left_out = set(match(skeleton, dict(state), head=heads))
     drawn = frozenset(left_out) if init is not None else frozenset()
@@ -190,15 +188,6 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     notes |= {which: data.notes for which, data in (("train", train), ("test", test)) if data is not None}
     return Subject(result.name, owned, started, result.loss, train, test, result.engine, result.labels, head, drawn,
                    {k: v for k, v in notes.items() if v})
-
-
-def _task_modules(model: nn.Module) -> list[str]:
-    """What transformers puts on a pretrained base for a task, known by its looks; a base alone has none of it."""
-    base = getattr(model, "base_model_prefix", "")
-    children = dict(model.named_children())
-    if not base or base not in children:
-        return []
-    return [name for name, child in children.items() if name != base and any(True for _ in child.parameters())]
 
 
 def _check_finite(state: Mapping[str, Tensor], what: str) -> None:
@@ -377,10 +366,6 @@ def _check_depends(subject: Subject) -> None:
                          "pass")
 
 
-TASKS = {"next-token-cross-entropy": "causal-lm", "token-cross-entropy": "token-classification"}
-"""Losses by what the labels of texts are."""
-
-
 @dataclass(frozen=True)
 class SubjectFiles:
     """A subject by the names of its files, small enough to travel to another process.
@@ -416,13 +401,8 @@ class SubjectFiles:
         init = build(self.model, seed=self.seed).state_dict() if self.head_center == "init" else None
         pair = read_pair(self.start, self.end, model.state_dict(), table(self.rename))
         match(model, pair.end)
-        return subject(model, pair.start, self._data(self.train), self._data(self.test) if self.test else None,
-                       loss=self.loss, name=self.name, device=self.device, dtype=self.dtype, head=self.head,
-                       labels=dict(self.labels), engine=engine, init=init, notes=pair.notes)
-
-    def _data(self, spec: str) -> Batches:
-        """Texts by the tokenizer in the model's folder, with the labels that the loss needs."""
-        folder = split(self.model)[0].partition(":")[2]
-        tokenizer = folder if self.model.startswith("hf:") and has_tokenizer(Path(folder)) else None
-        return load(spec, batch_size=self.batch_size, tokenizer=tokenizer,
-                    task=TASKS.get(self.loss, "sequence-classification"))
+        train, test = (load_for(self.model, spec, loss=self.loss, batch_size=self.batch_size) if spec else None
+                       for spec in (self.train, self.test))
+        return subject(model, pair.start, train, test, loss=self.loss, name=self.name, device=self.device,
+                       dtype=self.dtype, head=self.head, labels=dict(self.labels), engine=engine, init=init,
+                       notes=pair.notes)

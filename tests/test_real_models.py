@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -167,7 +168,23 @@ def test_pretrained_resnets_have_their_known_accuracy_and_gap(name, tmp_path):
     gap = found.loc["error-gap"]
     assert gap["value"] == pytest.approx(error - found.loc["error-train", "value"], abs=1e-12)
     assert gap["stderr"] == stderr
-    assert abs(found.loc["loss-test", "value"] - float(row["test_loss"])) < 4 * found.loc["loss-test", "stderr"]
+    # the pack's own loaders of images and weights, and nothing of this package
+    sys.path.insert(0, str(file.parents[1]))
+    try:
+        import archs
+        import genpack_io
+        images = genpack_io.load_images(str(packed("cifar10_test2k")))
+        network = archs.load_checkpoint(file, row["arch"])
+    finally:
+        sys.path.remove(str(file.parents[1]))
+    mean, std = (torch.tensor([float(v) for v in row[k].split()])[:, None, None] for k in ("mean", "std"))
+    x = (torch.from_numpy(images["x"]).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.no_grad():
+        outputs = torch.cat([network(part) for part in x.split(250)]).double()
+    targets = torch.from_numpy(images["y"]).long()
+    assert found.loc["loss-test", "value"] == pytest.approx(
+        torch.nn.functional.cross_entropy(outputs, targets).item(), rel=1e-5)
+    assert error == (outputs.argmax(1) != targets).double().mean().item()
 
 
 # a BERT-type encoder folder and its fine-tuned version on a sentence task
@@ -343,6 +360,18 @@ def test_heads_of_several_layers_and_the_pretraining_head(tmp_path, kind, torchv
         assert begun.loc[("distance", layer, "frobenius"), "value"] == pytest.approx(moved, rel=1e-6)
     facts = json.loads((tmp_path / "init" / "provenance.json").read_text())["subjects"]["end"]
     assert facts["head center"] == "init"
+
+
+def test_what_train_writes_is_audited_with_the_same_words(tmp_path, encoder, sentences):
+    model = ("--start", encoder, "--model", f"hf:{encoder}?task=sequence-classification&num_labels=2",
+             "--train", sentences)
+    assert main(["train", *map(str, model), "--epochs", "1", "--batch-size", "4", "--device", "cpu", "--seed", "3",
+                 "--out", str(tmp_path / "trained.safetensors")]) == 0
+    found = audit(tmp_path / "out", *model, "--end", tmp_path / "trained.safetensors", "--head-center", "init",
+                  "--seed", "3", measures=("--measure", "distance"))
+    relative = found["value"].xs("relative", level="term")
+    assert ((relative > 0) & (relative < 0.2)).all()  # the head too: one epoch away from what was drawn
+    assert "classifier" in relative.index.get_level_values("layer")
 
 
 @pytest.mark.parametrize("task", ["image-classification", "token-classification"])

@@ -35,6 +35,9 @@ def distances(start: Stored, end: Stored) -> tuple[Distances, list[str]]:
     notes += [f"{name} is stored twice and counts once" for name in twice]
     result: Distances = {}
     agreed, squares = 0, 0.0
+    integers = [k for k, entry in ended.items() if not entry.dtype.is_floating_point and len(entry.shape) > 1]
+    if integers:
+        notes.append(f"left out {len(integers)} tensors that are no floating-point numbers ({integers[0]})")
     for name, entry in progress(ended.items(), "distances", len(ended)):
         if not entry.dtype.is_floating_point:
             continue

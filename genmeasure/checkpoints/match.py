@@ -26,7 +26,7 @@ def match(model: nn.Module, tensors: Mapping[str, Tensor], *, head: str | Sequen
     the head of a pretrained start with other classes; it is then left as it is, as a whole. Several may be named.
 
     Returns the model's names that were left out, all of them under a head. Raises `InputError` that lists missing,
-    unexpected and mis-shaped names.
+    unexpected and mis-shaped names, and for weights that are no floating-point numbers.
     """
     state = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     ours = {bare: name for name, bare in bare_names(state).items()}
@@ -35,6 +35,7 @@ def match(model: nn.Module, tensors: Mapping[str, Tensor], *, head: str | Sequen
     heads = [_head(ours, name) for name in ([head] if isinstance(head, str) else head or [])]
     _check_tied(ours, state, theirs)
 
+    _check_floating(ours, state, theirs)
     missing = {k for k in ours if k not in theirs and k.rpartition(".")[2] != COUNTER}
     missing -= _tied_to_present(ours, state, theirs)
     unexpected = {k for k in theirs if k not in ours}
@@ -51,6 +52,15 @@ def match(model: nn.Module, tensors: Mapping[str, Tensor], *, head: str | Sequen
 
     model.load_state_dict({ours[k]: v for k, v in theirs.items() if k in ours and k not in left_out}, strict=False)
     return sorted(ours[k] for k in left_out)
+
+
+def task_modules(model: nn.Module) -> list[str]:
+    """What transformers puts on a pretrained base for a task, known by its looks; a base alone has none of it."""
+    base = getattr(model, "base_model_prefix", "")
+    children = dict(model.named_children())
+    if not base or base not in children:
+        return []
+    return [name for name, child in children.items() if name != base and any(True for _ in child.parameters())]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -88,6 +98,14 @@ def _check_tied(ours: Mapping[str, str], state: Mapping[str, Tensor], theirs: Ma
         if name != other and not torch.equal(theirs[name], theirs[other]):
             raise InputError(f"{other} and {name} are one weight in the model but differ in the checkpoint; "
                              "build the model without tying them, or read a checkpoint of the tied model")
+
+
+def _check_floating(ours: Mapping[str, str], state: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    other = [k for k in ours if k in theirs and state[ours[k]].is_floating_point() > theirs[k].is_floating_point()]
+    if other:
+        raise InputError(f"{len(other)} weights of the checkpoint are of type {theirs[other[0]].dtype} "
+                         f"({_some(other)}) and the model's are floating-point numbers; give a checkpoint that is not "
+                         "quantised, in float32, float16 or bfloat16")
 
 
 def _sentence(missing: set[str], unexpected: set[str], misshaped: set[str], ours: Mapping[str, str],

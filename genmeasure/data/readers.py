@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from genmeasure.checkpoints.build import call, seeded, split
+from genmeasure.checkpoints.locate import locate
 from genmeasure.data import binaries, frames, images, manifest, texts
 from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batches
 from genmeasure.data.digits import digits
@@ -34,6 +35,8 @@ NORMALISING, CUTTING = ("mean", "std"), ("resize", "crop", "channels")
 """Arguments of pixels, and of image files."""
 READING = ("text", "label", "separator", "tokenizer", "task", "max_length", "image", "folder")
 """Arguments of tables."""
+TASKS = {"next-token-cross-entropy": "causal-lm", "token-cross-entropy": "token-classification"}
+"""Losses by what the labels of texts are."""
 
 
 def load(spec: str, *, batch_size: int = DEFAULT_BATCH_SIZE, tokenizer: str | None = None,
@@ -77,6 +80,15 @@ def load(spec: str, *, batch_size: int = DEFAULT_BATCH_SIZE, tokenizer: str | No
             return _from_object(call(target, arguments), part, spec, batch_size)
     near = difflib.get_close_matches(target, manifest.entries()["name"], n=1, cutoff=0.4)
     raise InputError(f"the data set {spec!r} came; expected {READ}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def load_for(model: str, spec: str, *, loss: str = "cross-entropy", batch_size: int = DEFAULT_BATCH_SIZE) -> Batches:
+    """The data set that `spec` describes, for a model by its specification: texts become tokens by the tokenizer in its
+    folder, with the labels that the loss needs."""
+    family, _, folder = split(model)[0].partition(":")
+    place = locate(folder) if family == "hf" else None
+    return load(spec, batch_size=batch_size, task=TASKS.get(loss, "sequence-classification"),
+                tokenizer=str(place) if place is not None and texts.has_tokenizer(place) else None)
 
 
 def undo_differences(delta: np.ndarray) -> np.ndarray:
@@ -188,9 +200,9 @@ def _from_frame(path: Path, defaults: Mapping[str, Any], arguments: dict[str, An
     if task == "token-classification":
         chosen = [list(v) for v in rows[texts.label_column(frame, label, name)]]
     notes.append(f"{', '.join(found)} as at most {length} tokens of {type(tokens).__name__}")
-    source = texts.TokenBatches(tokens, tuple(_texts(rows[c], task) for c in found),
+    batches = texts.TokenBatches(tokens, tuple(_texts(rows[c], task) for c in found),
                                 None if task == "causal-lm" else chosen, task, length, batch_size)
-    return Batches(source, name, tuple(notes))
+    return Batches(iter(batches), name, tuple(notes))  # an iterator is kept: tokens are made once
 
 
 def _texts(values: Any, task: str) -> list:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from genmeasure.checkpoints.build import library, unusable
+from genmeasure.checkpoints.locate import locate
 from genmeasure.errors import InputError, unknown
 from genmeasure.registry import model_family
 
@@ -24,11 +25,13 @@ def hf(folder: str, arguments: Mapping[str, Any]) -> nn.Module:
 
     The architecture is the one that the configuration names, `?task=` (sequence-classification, token-classification,
     causal-lm, image-classification) or `?architecture=BertForSequenceClassification`. Weights are drawn; the trained
-    ones are read and matched like any checkpoint. Other arguments change the configuration.
+    ones are read and matched like any checkpoint. Other arguments change the configuration. In place of a folder,
+    `hub:OWNER/NAME` and names of the manifest are taken too.
 
     Raises `InputError` without a configuration or the library, and for names of settings, tasks and architectures that
     do not exist.
     """
+    folder = str(locate(folder))
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"there is no config.json in {folder!r}; give a folder saved by save_pretrained, "
                          "as in hf:path/to/folder")

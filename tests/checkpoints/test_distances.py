@@ -56,6 +56,14 @@ def test_a_tensor_that_is_stored_twice_counts_once(tmp_path):
     assert notes == ["head.weight is stored twice and counts once"]
 
 
+def test_quantised_weights_are_left_out_and_named(tmp_path):
+    paths = [write(tmp_path / f"{i}.safetensors", {"a.weight": torch.full((2, 2), float(i)),
+                                                   "b.weight": torch.ones(2, 2, dtype=torch.int8)}) for i in range(2)]
+    found, notes = distances(*map(open_stored, paths))
+    assert found["total", "frobenius"].value == 2
+    assert notes == ["left out 1 tensors that are no floating-point numbers (b.weight)"]
+
+
 def test_checkpoints_with_nothing_in_common_and_weights_that_are_not_finite(tmp_path):
     for name, value in (("a", 1.0), ("b", 2.0), ("nan", float("nan"))):
         save_file({f"{'a' if name == 'nan' else name}.weight": torch.full((2, 2), value)},
