@@ -236,7 +236,10 @@ def _check_runs(subject: Subject) -> None:
 
 def _check_vocabulary(subject: Subject, data: Batches) -> None:
     """Words by their index are within the model's embedding, known by its looks from transformers' models."""
-    embedding = getattr(subject.model, "get_input_embeddings", lambda: None)()
+    try:
+        embedding = getattr(subject.model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:  # models of transformers that take no words
+        return
     if not isinstance(embedding, nn.Embedding):
         return
     largest = max((int(batch.inputs["input_ids"].max()) for batch in data

@@ -268,6 +268,7 @@ def test_an_adapter_as_factors_without_a_model(tmp_path, encoder, adapted):
         assert rows["frobenius"] == pytest.approx(moved.norm().item(), rel=1e-4)
         assert rows["spectral"] == pytest.approx(torch.linalg.matrix_norm(moved, 2).item(), rel=1e-4)
         assert rows["relative"] == pytest.approx((moved.norm() / base[name].double().norm()).item(), rel=1e-4)
+    assert notes(found) == {"names": ["11 low-rank updates taken as factors"]}
     total = math.sqrt(sum((merged[k] - base[k]).double().square().sum().item() for k in base if base[k].ndim > 1))
     assert found.loc[("distance", "total", "frobenius"), "value"] == pytest.approx(total, rel=1e-4)
 

@@ -39,7 +39,8 @@ def read_pair(start: str | PathLike, end: str | PathLike, model: Collection[str]
     place = locate(str(end))
     if is_adapter(place):
         adapter = read_adapter(place)
-        return Pair(begun, adapter.merged(begun), {"start": start_notes, "end": adapter.notes})
+        merged = f"merged {len(adapter.factors)} low-rank updates into the start"
+        return Pair(begun, adapter.merged(begun), {"start": start_notes, "end": (merged, *adapter.notes)})
     found = read(place)
     ended, notes = fitted(renamed(found.tensors, renames), model)
     return Pair(begun, ended, {"start": start_notes, "end": (*found.notes, *notes)})

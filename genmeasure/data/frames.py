@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -45,9 +46,8 @@ def read(path: Path, part: str) -> pd.DataFrame:
             library("pyarrow", "parquet")
             return pd.read_parquet(path)
         if found == ".txt":
-            lines = pd.read_csv(path, sep="\x01", header=None, names=["text"], quoting=csv.QUOTE_NONE, dtype=str,
-                                keep_default_na=False, skip_blank_lines=True)
-            return lines
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+                return pd.DataFrame({"text": [line for line in file.read().splitlines() if line.strip()]})
         return pd.read_csv(path, sep=SEPARATORS[found], dtype=str, keep_default_na=False,
                            quoting=csv.QUOTE_NONE if found == ".tsv" else csv.QUOTE_MINIMAL)
     except InputError:

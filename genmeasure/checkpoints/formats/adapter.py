@@ -53,7 +53,8 @@ class Factors:
 class Adapter:
     """Factors by the name of the weight that they change, and weights that were trained and stored whole.
 
-    base: the name of the checkpoint that it was trained on, as its configuration says. path: the folder.
+    base: the name of the checkpoint that it was trained on, as its configuration says. path: the folder. notes: what
+    reading its file changed.
     """
 
     factors: dict[str, Factors]
@@ -109,8 +110,7 @@ def read(folder: Path, read_file: Callable[[Path], Stored]) -> Adapter:
     factors = {f"{name}.weight": Factors(both["A"], both["B"], _scale(name, both["A"].shape[0], settings),
                                          bool(settings.get("fan_in_fan_out")) or both["embedding"])
                for name, both in halves.items()}
-    return Adapter(factors, whole, settings.get("base_model_name_or_path") or "", str(folder),
-                   (f"merged {len(factors)} low-rank updates into the start", *stored.notes))
+    return Adapter(factors, whole, settings.get("base_model_name_or_path") or "", str(folder), stored.notes)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
