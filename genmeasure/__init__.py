@@ -40,10 +40,10 @@ def audit(subject: Subject) -> pd.DataFrame:
 
 
 def list() -> pd.DataFrame:
-    """The catalogue: every measure, bound and algorithm with its kind, parameters, source and summary."""
+    """The catalogue: every measure, bound, algorithm and model family with its kind, parameters, source and summary."""
     return pd.DataFrame([{
         "family": m.family, "name": m.name, "summary": m.summary,
         "kind": m.kind if isinstance(m.kind, str) else ", ".join(f"{v}: {k}" for v, k in m.kind.items()),
         "index_columns": " ".join(m.index), "parameters": " ".join(f"{k}={v!r}" for k, v in m.defaults.items()),
         "assumes": " ".join(c.__name__ for c in m.assumes), "source": m.source}
-        for family in (registry.measure, registry.bound, registry.algorithm) for m in family])
+        for family in (registry.measure, registry.bound, registry.algorithm, registry.model_family) for m in family])

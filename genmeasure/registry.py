@@ -1,4 +1,4 @@
-"""Families of members (measures, bounds, algorithms) and how they are found.
+"""Families of members (measures, bounds, algorithms, model families) and how they are found.
 
 A member is a function with a decorator in a file of its own; every file in the family's package is imported on first
 use, so adding a member is adding a file.
@@ -155,6 +155,7 @@ class Family:
 measure = Family("measure", "genmeasure.measures", remember=True)
 bound = Family("bound", "genmeasure.bounds", remember=True)
 algorithm = Family("algorithm", "genmeasure.training.algorithms")
+model_family = Family("model", "genmeasure.families")
 
 
 def find(name: str) -> Member:

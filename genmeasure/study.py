@@ -19,6 +19,10 @@ from typing import Any
 import pandas as pd
 import torch
 
+from genmeasure.checkpoints.distances import adapter_distances, distances
+from genmeasure.checkpoints.locate import locate
+from genmeasure.checkpoints.names import renamed, table
+from genmeasure.checkpoints.read import is_adapter, open_stored, read_adapter
 from genmeasure.engine import Engine, LocalEngine, progress
 from genmeasure.errors import InputError
 from genmeasure.estimate import Estimates
@@ -86,7 +90,10 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     kind = member.kind_for(parameters)
     if kind == "certificate" and any(violated.values()):
         kind = "measure"
-    found = {"found": estimates.found} if isinstance(estimates, Estimates) else {}
+    found = dict(estimates.found) if isinstance(estimates, Estimates) else {}
+    if subject.notes:
+        found["read"] = dict(subject.notes)
+    found = {"found": found} if found else {}
     common = {"study": study, "subject": subject.name, "measure": member.name, "kind": kind,
               "params": json.dumps(parameters | found, sort_keys=True), "seconds": seconds, "passes": passes,
               "error": ""}
@@ -251,6 +258,36 @@ def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request],
     facts = {**settings(), **(provenance or {}), "study": study, "requests": [
         {"name": r.name, **r.member.parameters(r.parameters)} for r in requests],
         "subjects": {n: done[n][2] for n in names}, "seconds": time.perf_counter() - started}
+    write_atomically(out / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
+    return readings
+
+
+def run_weights(name: str, start: str, end: str, out: str | Path, *, rename: Sequence[str] = (), study: str = "",
+                provenance: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """The distances of two checkpoints, or of an adapter's factors, as the readings of one subject in `out`.
+
+    Tensors are read one after the other; neither checkpoint is ever in memory. Raises `InputError` for bad input.
+    """
+    began, out, renames = time.perf_counter(), Path(out), table(rename)
+    stored, place = open_stored(locate(start)), locate(end)
+    stored = replace(stored, entries=renamed(stored.entries, renames))
+    if is_adapter(place):
+        ended = read_adapter(place)
+        estimates, notes = adapter_distances(stored, ended)
+    else:
+        ended = open_stored(place)
+        estimates, notes = distances(stored, replace(ended, entries=renamed(ended.entries, renames)))
+    found = {k: v for k, v in {"start": stored.notes, "end": ended.notes, "names": tuple(notes)}.items() if v}
+    seconds = time.perf_counter() - began
+    readings = _frame([{
+        "study": study, "subject": name, "measure": "distance", "kind": "measure", "layer": layer, "term": term,
+        "value": e.value, "stderr": e.stderr, "n": e.n, "unit": find("distance").unit_for(term),
+        "params": json.dumps({"found": {"read": found}} if found else {}), "seconds": seconds, "passes": 0.0,
+        "error": ""} for (layer, term), e in estimates.items()])
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "readings.csv", to_csv(readings))
+    facts = {**settings(), **(provenance or {}), "study": study, "requests": [{"name": "distance"}],
+             "subjects": {name: {"start": start, "end": end, "outputs": None}}, "seconds": seconds}
     write_atomically(out / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
     return readings
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from genmeasure.checkpoints.build import build
-from genmeasure.checkpoints.match import fingerprint, match
-from genmeasure.checkpoints.read import read
+from genmeasure.checkpoints.match import fingerprint, match, task_modules
+from genmeasure.checkpoints.names import table
+from genmeasure.checkpoints.pair import read_pair, read_start
 from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batch, Batches
-from genmeasure.data.readers import load
+from genmeasure.data.readers import load_for
 from genmeasure.engine import Engine, LocalEngine, get_device
 from genmeasure.errors import InputError
 from genmeasure.layers import BATCH_NORMS, Layer, find_layers, folded, forward
@@ -37,6 +38,8 @@ class Subject:
 
     model: the fine-tuned model, a copy of its own, in evaluation mode. start: the pretrained state; the head's weight
     is missing where the start has none of its shape. head: path of the head layer, found by running the model if None.
+    drawn: names in `start` of a head that the start lacks, as the model drew it before fine-tuning. notes: what reading
+    changed, by `start`, `end`, `train` and `test`: dtypes widened, names changed, transforms of the data.
     Quantities that several measures need are computed once (`remember`).
     """
 
@@ -49,6 +52,8 @@ class Subject:
     engine: Engine = field(default_factory=LocalEngine)
     labels: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
+    drawn: frozenset[str] = frozenset()
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
     _memory: dict = field(default_factory=dict, repr=False, compare=False)
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
@@ -85,9 +90,10 @@ class Subject:
 
     @property
     def head_center(self) -> str:
-        """`start` where the start has a head of this shape, else `zero`: what the head's distance is measured from."""
+        """What the head's distance is measured from: `start` where the start has a head of this shape, else `init`
+        where the weights that it began with are known, else `zero`."""
         head = next(layer for layer in self.layers if layer.head)
-        return "start" if head.parameter in self.start else "zero"
+        return "init" if head.parameter in self.drawn else "start" if head.parameter in self.start else "zero"
 
     def weight(self, layer: Layer, *, fold: bool = False) -> Tensor:
         """The fine-tuned weight of a layer, with the BatchNorm behind it folded in if asked."""
@@ -135,7 +141,9 @@ def _code(model: nn.Module) -> list[str]:
 def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | PathLike, train: Iterable | Batches,
             test: Iterable | Batches | None = None, *, loss: str | Loss = "cross-entropy", name: str = "subject",
             device: str = "auto", dtype: str = "float32", head: str | None = None,
-            labels: Mapping[str, Any] | None = None, engine: Engine | None = None) -> Subject:
+            labels: Mapping[str, Any] | None = None, engine: Engine | None = None,
+            init: Mapping[str, Tensor] | None = None,
+            notes: Mapping[str, tuple[str, ...]] | None = None) -> Subject:
     """A subject from plain objects.
 
     model: the fine-tuned module; it is copied and left as it is. start: the pretrained module, its state dict, or the
@@ -143,7 +151,8 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     BatchEncoding). loss: a registered name (`token-cross-entropy` and `next-token-cross-entropy` for labels
     [batch, tokens], `binary-cross-entropy` for several labels per example) or a `Loss`. dtype: float32 or float64;
     checkpoints are cast to it. head: path of the head layer, by default the selected layer that runs last. labels:
-    columns for the readings.
+    columns for the readings. init: the model's state before fine-tuning, from which a head is measured that the start
+    lacks; without it, from zero. notes: what reading the checkpoints changed, for the readings.
 
     Raises `InputError` for weights that are not finite, a start that does not match, data that the model does not run
     on, inputs that are NaN, labels outside the classes, outputs that the loss does not take, a model whose outputs
@@ -157,6 +166,7 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     train = train if isinstance(train, Batches) else Batches(train, "train")
     test = test if test is None or isinstance(test, Batches) else Batches(test, "test")
     result = Subject(name, owned, {}, get_loss(loss), train, test, engine or LocalEngine(), dict(labels or {}), head)
+    notes = dict(notes or {})
     _check_finite(result.state, f"weights of {name!r}")
     for data in filter(None, (train, test)):
         if not all(t.isfinite().all() for batch in data for t in batch.tensors() if t.is_floating_point()):
@@ -164,13 +174,20 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     _check_runs(result)
     state = start.state_dict() if isinstance(start, nn.Module) else start
     if isinstance(state, (str, PathLike)):
-        state = read(state).tensors
-    head_module = next(layer.name for layer in result.layers if layer.head)
+        state, notes["start"] = read_start(state, owned.state_dict())
+    heads = [next(layer.name for layer in result.layers if layer.head), *task_modules(owned)]
     skeleton = copy.deepcopy(owned)
-    left_out = match(skeleton, dict(state), head=head_module)
-    started = {k: v.to(device=place["device"]) for k, v in skeleton.state_dict().items() if k not in left_out}
+    left_out = set(match(skeleton, dict(state), head=heads))
+    drawn = frozenset(left_out) if init is not None else frozenset()
+    if drawn:
+        begun = copy.deepcopy(owned)
+        match(begun, dict(init))
+        skeleton.load_state_dict({k: v for k, v in begun.state_dict().items() if k in drawn}, strict=False)
+    started = {k: v.to(device=place["device"]) for k, v in skeleton.state_dict().items() if k not in left_out - drawn}
     _check_finite(started, f"start's weights of {name!r}")
-    return Subject(result.name, owned, started, result.loss, train, test, result.engine, result.labels, head)
+    notes |= {which: data.notes for which, data in (("train", train), ("test", test)) if data is not None}
+    return Subject(result.name, owned, started, result.loss, train, test, result.engine, result.labels, head, drawn,
+                   {k: v for k, v in notes.items() if v})
 
 
 def _check_finite(state: Mapping[str, Tensor], what: str) -> None:
@@ -205,6 +222,7 @@ def _check_runs(subject: Subject) -> None:
     with _randomness_kept(some.device):
         for data in filter(None, (subject.train, subject.test)):
             few = next(iter(data)).select(slice(PROBED)).to(some.device, some.dtype)
+            _check_vocabulary(subject, data)
             outputs = _outputs(subject, data, few)
             shapes = (f"the model gives outputs of the shape {list(outputs.shape)} for {len(few)} examples of "
                       f"{data.name!r} with labels of the shape {list(few.targets.shape)}")
@@ -214,6 +232,21 @@ def _check_runs(subject: Subject) -> None:
             _check_repeats(subject, data, few, outputs)
             _check_own_parameters(subject, few)
         _check_depends(subject)
+
+
+def _check_vocabulary(subject: Subject, data: Batches) -> None:
+    """Words by their index are within the model's embedding, known by its looks from transformers' models."""
+    try:
+        embedding = getattr(subject.model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:  # models of transformers that take no words
+        return
+    if not isinstance(embedding, nn.Embedding):
+        return
+    largest = max((int(batch.inputs["input_ids"].max()) for batch in data
+                   if isinstance(batch.inputs, dict) and "input_ids" in batch.inputs), default=0)
+    if largest >= embedding.num_embeddings:
+        raise InputError(f"the tokens of {data.name!r} go up to {largest}, but the model knows "
+                         f"{embedding.num_embeddings}; take the tokenizer that belongs to the model")
 
 
 @torch.no_grad()
@@ -340,8 +373,11 @@ def _check_depends(subject: Subject) -> None:
 class SubjectFiles:
     """A subject by the names of its files, small enough to travel to another process.
 
-    model: a builder (`torchvision:resnet18`, `pkg.module:function`, ...). start, end: checkpoint files. train, test:
-    data (a manifest name, `FILE.npz#train`, `pkg.module:function`). labels: pairs for the readings' label columns.
+    model: a builder (`torchvision:resnet18`, `pkg.module:function`, ...). start, end: checkpoint files, folders or
+    names (see `checkpoints.locate`); the end may be an adapter, whose base the start is. train, test: data (a manifest
+    name, `FILE.npz#train`, `pkg.module:function`). labels: pairs for the readings' label columns. rename:
+    `PATTERN=REPLACEMENT` or tables of these, from the checkpoints' names to the model's. head_center: `zero`, or `init`
+    to measure a head that the start lacks from what the model draws with `seed`.
     """
 
     name: str
@@ -356,12 +392,20 @@ class SubjectFiles:
     batch_size: int = DEFAULT_BATCH_SIZE
     head: str | None = None
     labels: tuple[tuple[str, Any], ...] = ()
+    rename: tuple[str, ...] = ()
+    head_center: str = "zero"
+    seed: int = 0
 
     def load(self, engine: Engine | None = None) -> Subject:
         """Read everything and build the subject; bad input raises `InputError`."""
+        if self.head_center not in ("zero", "init"):
+            raise InputError(f"the head center {self.head_center!r} came; choose zero or init")
         model = build(self.model)
-        match(model, read(self.end).tensors)
-        return subject(model, self.start, load(self.train, batch_size=self.batch_size),
-                       load(self.test, batch_size=self.batch_size) if self.test else None, loss=self.loss,
-                       name=self.name, device=self.device, dtype=self.dtype, head=self.head, labels=dict(self.labels),
-                       engine=engine)
+        init = build(self.model, seed=self.seed).state_dict() if self.head_center == "init" else None
+        pair = read_pair(self.start, self.end, model.state_dict(), table(self.rename))
+        match(model, pair.end)
+        train, test = (load_for(self.model, spec, loss=self.loss, batch_size=self.batch_size) if spec else None
+                       for spec in (self.train, self.test))
+        return subject(model, pair.start, train, test, loss=self.loss, name=self.name, device=self.device,
+                       dtype=self.dtype, head=self.head, labels=dict(self.labels), engine=engine, init=init,
+                       notes=pair.notes)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = (  # from the bottom
     {"errors", "estimate", "registry", "losses"},
-    {"engine", "checkpoints", "data"},
+    {"engine", "checkpoints", "families", "data"},
     {"risk", "curvature", "layers", "norms"},
     {"subject", "predictions"},
     {"measures", "bounds", "training"},

@@ -1,7 +1,7 @@
 """Build a model from a one-line specification.
 
-`torchvision:resnet18`, `timm:NAME`, `hf:FOLDER`, `pkg.module:function` or `path/to/file.py:function`, each with
-optional arguments: `?key=value&key=value`.
+`torchvision:resnet18`, `timm:NAME`, `hf:FOLDER` and what else is a file in `genmeasure/families`, or a plain builder
+(`pkg.module:function`, `path/to/file.py:function`), each with optional arguments: `?key=value&key=value`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from genmeasure.errors import InputError, unknown
+from genmeasure.registry import model_family
 
 FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER, pkg.module:function, path/to/file.py:function"
 
@@ -38,7 +39,7 @@ def build(spec: str, *, seed: int = 0) -> nn.Module:
     if not colon or not name:
         raise InputError(f"the model {spec!r} came; expected one of {FORMS}, with ?key=value&key=value for arguments")
     with seeded(seed):
-        model = FAMILIES[family](name, arguments) if family in FAMILIES else call(target, arguments)
+        model = model_family[family].function(name, arguments) if family in model_family else call(target, arguments)
     if not isinstance(model, nn.Module):
         raise InputError(f"{target} returned a {type(model).__name__}; a model must be a torch.nn.Module, return one")
     return model
@@ -103,6 +104,30 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
+def library(name: str, extra: str) -> ModuleType:
+    """An optional library; one that is absent or does not import raises `InputError` with the line that installs it."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+        raise unusable(name, extra, error) from error
+
+
+def unusable(name: str, extra: str, error: Exception) -> InputError:
+    missing = isinstance(error, ModuleNotFoundError) and error.name == name
+    reason = "is not installed" if missing else \
+        f"fails to import ({str(error).splitlines()[0]}), perhaps because it was built for another torch"
+    return InputError(f'{name} {reason}; install it with: pip install "genmeasure[{extra}]"')
+
+
+def created(spec: str, create: Callable, arguments: Mapping[str, Any]) -> nn.Module:
+    """`create(**arguments)` of a library that passes arguments on, so that signatures do not list them."""
+    try:
+        return create(**arguments)
+    except TypeError as error:
+        raise InputError(f"{spec} does not take {dict(arguments)} ({error}); "
+                         "use the arguments of its constructor") from error
+
+
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
@@ -146,75 +171,3 @@ def _module_from_file(path: Path) -> ModuleType:
 
 def _import_failed(place: str, error: Exception) -> InputError:
     return InputError(f"importing {place} raised {type(error).__name__}: {error}; make it importable on its own first")
-
-
-def _library(name: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
-        raise _unusable(name, extra, error) from error
-
-
-def _unusable(library: str, extra: str, error: Exception) -> InputError:
-    missing = isinstance(error, ModuleNotFoundError) and error.name == library
-    reason = "is not installed" if missing else \
-        f"fails to import ({str(error).splitlines()[0]}), perhaps because it was built for another torch"
-    return InputError(f'{library} {reason}; install it with: pip install "genmeasure[{extra}]"')
-
-
-def _created(family: str, create: Callable, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    try:
-        return create(name, **arguments)
-    except TypeError as error:  # the libraries pass arguments on, so their signatures do not list them
-        raise InputError(f"{family}:{name} does not take {dict(arguments)} ({error}); "
-                         "use the arguments of its constructor") from error
-
-
-def _torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    models = _library("torchvision", "vision").models
-    if name not in models.list_models():
-        raise unknown("torchvision model", name, models.list_models())
-    return _created("torchvision", models.get_model, name, arguments)
-
-
-def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    timm = _library("timm", "vision")
-    if not timm.is_model(name):  # accepts NAME.TAG, which the list does not hold
-        raise unknown("timm model", name, timm.list_models())
-    return _created("timm", timm.create_model, name, arguments)
-
-
-def _transformers(folder: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The architecture that FOLDER/config.json names, or `?architecture=BertForSequenceClassification`.
-
-    Weights are drawn; the trained ones are read and matched by the caller like any checkpoint. Other arguments
-    change the configuration, such as `num_labels=2`.
-    """
-    if not (Path(folder) / "config.json").is_file():
-        raise InputError(f"there is no config.json in {folder!r}; give a folder saved by save_pretrained, "
-                         "as in hf:path/to/folder")
-    transformers = _library("transformers", "text")
-    settings = dict(arguments)
-    name = settings.pop("architecture", None)
-    config, unused = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, return_unused_kwargs=True,
-                                                             **settings)
-    if unused:
-        raise unknown(f"setting of the configuration in {folder}", next(iter(unused)), config.to_dict())
-    name = name or next(iter(config.architectures or []), None)
-    if name is None:
-        raise InputError(f"config.json in {folder!r} names no architecture; add one to the specification, as in "
-                         "?architecture=BertForSequenceClassification")
-    try:
-        architecture = getattr(transformers, name, None)
-    except (ImportError, RuntimeError) as error:  # transformers imports its parts when they are asked for
-        raise _unusable("transformers", "text", error) from error
-    if not isinstance(architecture, type):
-        raise unknown("architecture of transformers", name, [k for k in dir(transformers) if "For" in k])
-    return architecture(config)
-
-
-FAMILIES: dict[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "hf": _transformers,
-}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,36 +18,49 @@ COUNTER = "num_batches_tracked"
 """Absent from checkpoints of torch < 0.4.1, and without effect on what a trained model computes."""
 
 
-def match(model: nn.Module, tensors: Mapping[str, Tensor], *, head: str | None = None) -> list[str]:
+def match(model: nn.Module, tensors: Mapping[str, Tensor], *, head: str | Sequence[str] | None = None) -> list[str]:
     """Load `tensors` into `model` by name; every name and shape must agree, else nothing is loaded.
 
     What wrappers put in front of names (`module.`, `_orig_mod.`) is disregarded on both sides. Of tied weights, one
     is enough. head: name of a module whose weights may be absent, of another shape or differently called, such as
-    the head of a pretrained start with other classes; it is then left as it is, as a whole.
+    the head of a pretrained start with other classes; it is then left as it is, as a whole. Several may be named.
 
-    Returns the model's names that were left out, all of them under `head`. Raises `InputError` that lists missing,
-    unexpected and mis-shaped names.
+    Returns the model's names that were left out, all of them under a head. Raises `InputError` that lists missing,
+    unexpected and mis-shaped names, and for weights that are no floating-point numbers.
     """
     state = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     ours = {bare: name for name, bare in bare_names(state).items()}
     bare = bare_names(tensors)
     theirs = {bare[k]: v for k, v in tensors.items() if isinstance(v, Tensor)}
-    head = _head(ours, head)
+    heads = [_head(ours, name) for name in ([head] if isinstance(head, str) else head or [])]
     _check_tied(ours, state, theirs)
 
+    _check_floating(ours, state, theirs)
     missing = {k for k in ours if k not in theirs and k.rpartition(".")[2] != COUNTER}
     missing -= _tied_to_present(ours, state, theirs)
     unexpected = {k for k in theirs if k not in ours}
     misshaped = {k for k in ours if k in theirs and state[ours[k]].shape != theirs[k].shape}
 
-    within = {k for k in (*ours, *theirs) if head is not None and (k == head or k.startswith(f"{head}."))}
-    left_out = within & ours.keys() if within & (missing | misshaped) else set()
+    within, left_out = set(), set()
+    for name in filter(None, heads):
+        below = {k for k in (*ours, *theirs) if k == name or k.startswith(f"{name}.")}
+        within |= below
+        left_out |= below & ours.keys() if below & (missing | misshaped) else set()
     problems = missing - within, unexpected - within, misshaped - within
     if any(problems):
         raise InputError(_sentence(*problems, ours, state, theirs))
 
     model.load_state_dict({ours[k]: v for k, v in theirs.items() if k in ours and k not in left_out}, strict=False)
     return sorted(ours[k] for k in left_out)
+
+
+def task_modules(model: nn.Module) -> list[str]:
+    """What transformers puts on a pretrained base for a task, known by its looks; a base alone has none of it."""
+    base = getattr(model, "base_model_prefix", "")
+    children = dict(model.named_children())
+    if not base or base not in children:
+        return []
+    return [name for name, child in children.items() if name != base and any(True for _ in child.parameters())]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -60,7 +73,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _head(ours: Mapping[str, str], head: str | None) -> str | None:
+def _head(ours: Mapping[str, str], head: str) -> str | None:
     """The bare name of the head's module, which may be given with or without what wrappers put in front."""
     if not head:  # '' is the model itself; excusing all of it would load nothing without a word
         return None
@@ -85,6 +98,14 @@ def _check_tied(ours: Mapping[str, str], state: Mapping[str, Tensor], theirs: Ma
         if name != other and not torch.equal(theirs[name], theirs[other]):
             raise InputError(f"{other} and {name} are one weight in the model but differ in the checkpoint; "
                              "build the model without tying them, or read a checkpoint of the tied model")
+
+
+def _check_floating(ours: Mapping[str, str], state: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    other = [k for k in ours if k in theirs and state[ours[k]].is_floating_point() > theirs[k].is_floating_point()]
+    if other:
+        raise InputError(f"{len(other)} weights of the checkpoint are of type {theirs[other[0]].dtype} "
+                         f"({_some(other)}) and the model's are floating-point numbers; give a checkpoint that is not "
+                         "quantised, in float32, float16 or bfloat16")
 
 
 def _sentence(missing: set[str], unexpected: set[str], misshaped: set[str], ours: Mapping[str, str],

@@ -144,11 +144,12 @@ class Batches:
     source: anything that can be iterated; a one-shot iterator is kept in memory. Raises `InputError` for an empty
     data set and for a source whose order changes between two passes (a shuffling loader).
 
-    targets: of every batch, whose lengths may differ where examples are sequences.
+    targets: of every batch, whose lengths may differ where examples are sequences. notes: which examples were taken and
+    what was done to them, one sentence each.
     """
 
-    def __init__(self, source: Iterable, name: str = "data"):
-        self.name = name
+    def __init__(self, source: Iterable, name: str = "data", notes: tuple[str, ...] = ()):
+        self.name, self.notes = name, notes
         self._source = tuple(source) if isinstance(source, Iterator) else source
         digests, targets, self.size = [], [], 0
         self.lengths: list[int] = []
@@ -168,10 +169,11 @@ class Batches:
 
     @classmethod
     def from_arrays(cls, x: Any, y: Any, clean: Any = None, *, batch_size: int = DEFAULT_BATCH_SIZE,
-                    name: str = "data") -> Batches:
+                    name: str = "data", notes: tuple[str, ...] = ()) -> Batches:
         """Cut arrays x [n, ...], y [n] and clean [n] into batches, the last one possibly shorter."""
         whole = Batch.of((x, y) if clean is None else (x, y, clean))
-        return cls([whole.select(slice(i, i + batch_size)) for i in range(0, len(whole), batch_size)], name)
+        return cls([whole.select(slice(i, i + batch_size)) for i in range(0, len(whole), batch_size)], name,
+                   notes)
 
     @property
     def labels(self) -> Tensor:

@@ -1,7 +1,8 @@
 """Turn a one-line specification into batches.
 
-`NAME` of the manifest, `FILE.npz`, `pkg.module:function` or `path/to/file.py:function`; each optionally with
-`?key=value&key=value` and `#split`.
+`NAME` of the manifest, `FILE.npz`, a table of texts or image files (`.tsv`, `.csv`, `.parquet`, `.txt`), an image
+folder, a folder that `datasets` saved, a binary of CIFAR or MNIST, `pkg.module:function` or
+`path/to/file.py:function`; each optionally with `?key=value&key=value` and `#split`.
 """
 
 from __future__ import annotations
@@ -17,25 +18,44 @@ import torch
 from torch import Tensor
 
 from genmeasure.checkpoints.build import call, seeded, split
-from genmeasure.data import manifest
+from genmeasure.checkpoints.locate import locate
+from genmeasure.data import binaries, frames, images, manifest, texts
 from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batches
 from genmeasure.data.digits import digits
+from genmeasure.data.selection import Selection
 from genmeasure.errors import InputError, unknown
 from genmeasure.losses import IGNORED
 
 EMBEDDED = {"digits-0-4": (0, 1, 2, 3, 4), "digits-5-9": (5, 6, 7, 8, 9)}
-READ = "a name of the manifest, FILE.npz with x and y, or pkg.module:function"
+READ = ("a name of the manifest, FILE.npz with x and y, a table (.tsv, .csv, .parquet, .txt), a folder of images or of "
+        "datasets, or pkg.module:function")
 PARTS = ("x", "y", "clean")
 CHANNELS = (1, 3, 4)
+NORMALISING, CUTTING = ("mean", "std"), ("resize", "crop", "channels")
+"""Arguments of pixels, and of image files."""
+READING = ("text", "label", "separator", "tokenizer", "task", "max_length", "image", "folder")
+"""Arguments of tables."""
+TASKS = {"next-token-cross-entropy": "causal-lm", "token-cross-entropy": "token-classification"}
+"""Losses by what the labels of texts are."""
 
 
-def load(spec: str, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Batches:
+def load(spec: str, *, batch_size: int = DEFAULT_BATCH_SIZE, tokenizer: str | None = None,
+         task: str = "sequence-classification") -> Batches:
     """The data set that `spec` describes, in a fixed order.
 
     An `.npz` holds `x` [n, ...], `y` [n] and optionally `clean` [n] (the true labels where `y` is noisy), or
     `x_train`, `y_train`, … of which `#train` picks one split. Values of type uint8 are pixels: they are scaled to
     [0, 1], and images [n, h, w] or [n, h, w, c] become [n, c, h, w]. `delta` in place of `x` holds uint8 images as
     differences (see `undo_differences`). `?mean=0.5,0.4,0.4&std=0.2,0.2,0.2` normalises channels after that.
+
+    Image folders hold a folder per class, below folders of splits where there are such; `?resize=256&crop=224` cuts.
+    Tables hold texts (`?text=COLUMN` or two with a comma, `?label=COLUMN`), which the tokenizer in the folder
+    `?tokenizer=` turns into tokens for `?task=` (sequence-classification, token-classification, causal-lm), at most
+    `?max_length=` of them; or names of image files (`?image=COLUMN`, relative to `?folder=`). `?label=a,b` or
+    `?separator=|` is for several labels per example.
+
+    Of files, `?rows=`, `?holdout=` and `?ways=&shots=&queries=&episode=` take a part by `?seed=`, see `Selection`.
+    Nothing is augmented. tokenizer, task: what is taken where the specification does not say.
 
     A function returns `Batches`, a tuple or mapping of such arrays, a mapping of splits, or an iterable of batches.
 
@@ -51,14 +71,24 @@ def load(spec: str, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Batches:
         row = manifest.entry(target)
         if row["kind"] == "checkpoint":
             raise InputError(f"{target!r} is a checkpoint, not a data set; give it where weights are asked for")
-        return _from_file(manifest.verify(target), arguments, part, spec, batch_size)
+        return _from_file(manifest.verify(target), {"tokenizer": tokenizer, "task": task}, arguments, part, spec,
+                          batch_size)
     if target.endswith(".npz") or Path(target).exists() or (Path(target).suffix and ":" not in target):
-        return _from_file(Path(target), arguments, part, spec, batch_size)
+        return _from_file(Path(target), {"tokenizer": tokenizer, "task": task}, arguments, part, spec, batch_size)
     if ":" in target:
         with seeded(0):
             return _from_object(call(target, arguments), part, spec, batch_size)
     near = difflib.get_close_matches(target, manifest.entries()["name"], n=1, cutoff=0.4)
     raise InputError(f"the data set {spec!r} came; expected {READ}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def load_for(model: str, spec: str, *, loss: str = "cross-entropy", batch_size: int = DEFAULT_BATCH_SIZE) -> Batches:
+    """The data set that `spec` describes, for a model by its specification: texts become tokens by the tokenizer in its
+    folder, with the labels that the loss needs."""
+    family, _, folder = split(model)[0].partition(":")
+    place = locate(folder) if family == "hf" else None
+    return load(spec, batch_size=batch_size, task=TASKS.get(loss, "sequence-classification"),
+                tokenizer=str(place) if place is not None and texts.has_tokenizer(place) else None)
 
 
 def undo_differences(delta: np.ndarray) -> np.ndarray:
@@ -86,15 +116,97 @@ def _no_arguments(spec: str, arguments: Mapping[str, Any]) -> None:
         raise InputError(f"the argument {next(iter(arguments))!r} came in {spec!r}, which takes none; leave it out")
 
 
-def _from_file(path: Path, arguments: dict[str, Any], part: str, name: str, batch_size: int) -> Batches:
+def _from_file(path: Path, defaults: Mapping[str, Any], arguments: dict[str, Any], part: str, name: str,
+               batch_size: int) -> Batches:
+    selection, arguments = Selection.split(arguments, name)
+    stored = selection.stored_part(part, name)
+    if frames.is_saved_dataset(path) or (path.is_file() and frames.kind(path) in frames.TABLES):
+        return _from_frame(path, defaults, arguments, selection, part, stored, name, batch_size)
     if path.is_dir():
-        raise InputError(f"{path} is a folder, and image folders are not read yet; give {READ}")
-    if path.suffix != ".npz":
-        raise InputError(f"{path} ends in {path.suffix!r}, which is not read yet; give {READ}")
+        _known(arguments, (*NORMALISING, *CUTTING), path)
+        files, labels, classes = images.find(path, stored)
+        positions, chosen, notes = selection.chosen(torch.tensor(labels), part, name)
+        notes.append(f"classes {', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}")
+        return _from_images([files[i] for i in positions], chosen, arguments, notes, name, batch_size)
+    if binaries.is_binary(path) and path.exists():
+        arrays: Mapping[str, Any] = binaries.read(path)
+    elif path.suffix == ".npz":
+        arrays = _npz(path)
+    elif not path.exists():
+        raise InputError(f"there is no file {path}; give {READ}")
+    else:
+        raise InputError(f"{path} ends in {path.suffix!r}, which is not read; give {READ}")
+    _known(arguments, NORMALISING, path)
+    return _from_mapping(arrays, stored, name, batch_size, **arguments, selection=selection, chosen=part)
+
+
+def _known(arguments: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
     for key in arguments:
-        if key not in ("mean", "std"):
-            raise unknown(f"argument of {path.name}", key, ("mean", "std"))
-    return _from_mapping(_npz(path), part, name, batch_size, **arguments)
+        if key not in names:
+            raise unknown(f"argument of {path.name}", key, (*names, *Selection.__dataclass_fields__))
+
+
+def _from_images(files: list[Path], labels: Tensor, arguments: Mapping[str, Any], notes: list[str], name: str,
+                 batch_size: int) -> Batches:
+    if not files:
+        raise InputError(f"the data set {name!r} is empty; at least one example is needed")
+    settings = {k: arguments.get(k) for k in CUTTING}
+    for key, value in settings.items():
+        if value is not None and (type(value) is not int or value < 1 or (key == "channels" and value not in (1, 3))):
+            raise InputError(f"{key}={value!r} came in {name!r}; give "
+                             + ("1 or 3" if key == "channels" else "a number of pixels"))
+    settings["channels"] = settings["channels"] or 3
+    notes = [*notes, *(f"{what} {settings[key]} pixels" for key, what in (
+        ("resize", "shorter side resized to"), ("crop", "middle cropped to")) if settings[key])]
+    x = images.pixels(files, **settings)
+    given = {k: v for k, v in arguments.items() if k in NORMALISING}
+    return _from_mapping({"x": x, "y": labels}, "", name, batch_size, **given, notes=notes)
+
+
+def _from_frame(path: Path, defaults: Mapping[str, Any], arguments: dict[str, Any], selection: Selection, part: str,
+                stored: str, name: str, batch_size: int) -> Batches:
+    _known(arguments, (*READING, *NORMALISING, *CUTTING), path)
+    frame = frames.read(path, stored)
+    if not len(frame):
+        raise InputError(f"the data set {name!r} is empty; at least one example is needed")
+    given = {**{k: v for k, v in defaults.items() if v is not None}, **arguments}
+    task, label, separator = given["task"], given.get("label"), given.get("separator")
+    if task not in texts.TASKS:
+        raise unknown("task", str(task), texts.TASKS)
+    label = ",".join(map(str, label)) if isinstance(label, tuple) else label
+    classes: list[str] = []
+    if task == "causal-lm" or task == "token-classification":
+        labels = torch.zeros(len(frame), dtype=torch.int64)
+    elif separator is not None or (label and "," in label):
+        labels, classes = texts.several(frame, label or "labels", separator, name)
+    else:
+        labels, classes = texts.numbers(frame[texts.label_column(frame, label, name)], name)
+    positions, chosen, notes = selection.chosen(labels, part, name)
+    if classes:
+        notes.append(f"classes {', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}")
+    rows = frame.iloc[positions.numpy()]
+    if "image" in given:
+        folder = Path(given.get("folder", path.parent))
+        files = [folder / str(v) for v in rows[texts.columns(frame, str(given["image"]), name)[0]]]
+        return _from_images(files, chosen, {k: v for k, v in arguments.items() if k not in READING}, notes, name,
+                            batch_size)
+    if wrong := next((k for k in arguments if k in (*NORMALISING, *CUTTING)), None):
+        raise InputError(f"the argument {wrong!r} came in {name!r}, which holds texts; leave it out")
+    length = given.get("max_length", texts.MAX_LENGTH)
+    if type(length) is not int or length < 2:
+        raise InputError(f"max_length={length!r} came in {name!r}; give a number of tokens, at least 2")
+    found = texts.columns(frame, given.get("text"), name)
+    tokens = texts.get_tokenizer(given.get("tokenizer"), name)
+    if task == "token-classification":
+        chosen = [list(v) for v in rows[texts.label_column(frame, label, name)]]
+    notes.append(f"{', '.join(found)} as at most {length} tokens of {type(tokens).__name__}")
+    batches = texts.TokenBatches(tokens, tuple(_texts(rows[c], task) for c in found),
+                                None if task == "causal-lm" else chosen, task, length, batch_size)
+    return Batches(iter(batches), name, tuple(notes))  # an iterator is kept: tokens are made once
+
+
+def _texts(values: Any, task: str) -> list:
+    return [list(v) for v in values] if task == "token-classification" else [str(v) for v in values]
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
@@ -133,8 +245,9 @@ def _from_object(value: Any, part: str, name: str, batch_size: int) -> Batches:
 
 
 def _from_mapping(arrays: Mapping[str, Any], part: str, name: str, batch_size: int, *, mean: Any = None,
-                  std: Any = None) -> Batches:
-    """Arrays by the names x, y, clean, or these by split."""
+                  std: Any = None, selection: Selection | None = None, chosen: str = "",
+                  notes: Iterable[str] = ()) -> Batches:
+    """Arrays by the names x, y, clean, or these by split; of these what `selection` takes as its part `chosen`."""
     if part and isinstance(arrays.get(part), Mapping):
         arrays, part = arrays[part], ""
     nested = {k for k, v in arrays.items() if isinstance(v, Mapping)}
@@ -149,15 +262,25 @@ def _from_mapping(arrays: Mapping[str, Any], part: str, name: str, batch_size: i
         raise InputError(f"{name!r} holds the arrays {', '.join(sorted(arrays)) or 'none'}; expected x{suffix} "
                          f"[examples, …] and y{suffix} [examples], with these names")
     x, y, clean = (arrays.get(f"{k}{suffix}") for k in PARTS)
-    x = _normalised(_inputs(x, name), mean, std, name)
+    pixels = getattr(x, "dtype", None) in (np.uint8, torch.uint8)
     labels = [_labels(v, k, name) for k, v in (("y", y), ("clean", clean)) if v is not None]
+    x = _tensor(x, "x", name)
+    if x.dim() == 0:
+        raise InputError(f"x in {name!r} is a single number; it must have examples along its first axis")
     for found in labels:
         if len(found) != len(x):
             raise InputError(f"{name!r} has {len(x)} inputs and {len(found)} labels; there must be one label for "
                              "each input")
     if not len(x):
         raise InputError(f"the data set {name!r} is empty; at least one example is needed")
-    return Batches.from_arrays(x, *labels, batch_size=batch_size, name=name)
+    notes = list(notes)
+    if selection is not None:
+        positions, labels[0], drawn = selection.chosen(labels[0], chosen, name)
+        x, labels[1:], notes = x[positions], [v[positions] for v in labels[1:]], [*notes, *drawn]
+    x = _normalised(_inputs(x, name), mean, std, name)
+    notes += ["pixels scaled to 0..1"] * pixels
+    notes += [f"{what} {value}" for what, value in (("minus mean", mean), ("divided by std", std)) if value is not None]
+    return Batches.from_arrays(x, *labels, batch_size=batch_size, name=name, notes=tuple(notes))
 
 
 def _tensor(values: Any, what: str, name: str) -> Tensor:
@@ -168,10 +291,7 @@ def _tensor(values: Any, what: str, name: str) -> Tensor:
         raise InputError(f"{what} in {name!r} has the type {kind}; it must hold numbers") from error
 
 
-def _inputs(values: Any, name: str) -> Tensor:
-    x = _tensor(values, "x", name)
-    if x.dim() == 0:
-        raise InputError(f"x in {name!r} is a single number; it must have examples along its first axis")
+def _inputs(x: Tensor, name: str) -> Tensor:
     if x.is_floating_point() and not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).flatten(1).any(1).sum()) if x.dim() > 1 else int((~x.isfinite()).sum())
         raise InputError(f"x in {name!r} is NaN or infinite in {bad} of {len(x)} examples; repair or drop these")

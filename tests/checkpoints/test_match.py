@@ -160,6 +160,23 @@ def test_head_excuses_nothing_else():
     refused(nn.Linear(2, 3), state(nn.Linear(2, 4)), "that the checkpoint was saved from", head="")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_quantised_weights(dtype):
+    tensors = state(net(1))
+    tensors["fc.weight"] = tensors["fc.weight"].to(dtype)
+    message = refused(net(0), tensors, "give a checkpoint that is not quantised, in float32, float16 or bfloat16")
+    assert f"1 weights of the checkpoint are of type {dtype} (fc.weight)" in message
+
+
+def test_several_heads_are_left_out_each_as_a_whole():
+    model, tensors = net(0), state(net(1, classes=5))
+    del tensors["body.0.bias"]
+    before = model.body[0].weight.clone()
+    assert match(model, tensors, head=["fc", "body.0"]) == ["body.0.bias", "body.0.weight", "fc.bias", "fc.weight"]
+    assert torch.equal(model.body[0].weight, before)
+    assert torch.equal(model.body[1].weight, tensors["body.1.weight"])
+
+
 def test_fingerprint_sees_names_values_shapes_and_dtypes_but_not_order():
     a = {"x": torch.arange(4.0), "y": torch.ones(2, dtype=torch.bfloat16)}
     assert fingerprint(a) == fingerprint(dict(reversed(a.items())))

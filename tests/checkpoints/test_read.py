@@ -159,10 +159,10 @@ def test_parameters_and_other_values_beside_tensors(tmp_path):
 def test_missing_folder_and_unknown_extension(tmp_path):
     with pytest.raises(InputError, match=ends("give the path of an existing file")):
         read(tmp_path / "a.pt")
-    with pytest.raises(InputError, match=r"single files are read \(.safetensors, .*\), name the one inside it$"):
+    with pytest.raises(InputError, match=ends("give the folder or file that holds them")):
         read(tmp_path)
     (tmp_path / "a.h5").touch()
-    with pytest.raises(InputError, match=ends("end in .safetensors, .pt, .pth, .th, .bin, .ckpt")):
+    with pytest.raises(InputError, match=ends("end in .safetensors, .npz, .pt, .pth, .th, .bin, .ckpt")):
         read(tmp_path / "a.h5")
 
 
@@ -253,7 +253,7 @@ def pack_file(name):
 
 @pytest.mark.slow
 def test_every_checkpoint_of_the_pack_reads():
-    rows = manifest.entries().query("kind == 'checkpoint'")
+    rows = manifest.entries().query("kind == 'checkpoint' and files != ''")
     assert len(rows) == 31
     for row in rows.to_dict("records"):
         tensors = read(pack_file(row["name"])).tensors

@@ -30,7 +30,8 @@ def places(monkeypatch, tmp_path):
 def listed(monkeypatch, places):
     """A list with one row, `mine`, of the given source."""
     def write(source, sha256=None):
-        row = f"mine,data,task,sub/mine.bin,{sha256 or hashlib.sha256(CONTENT).hexdigest()},12,1,2,,free,{source},"
+        digits = hashlib.sha256(CONTENT).hexdigest() if sha256 is None else sha256
+        row = f"mine,data,task,sub/mine.bin,{digits},12,1,2,,free,{source},"
         (places / "list.csv").write_text(f"{COLUMNS}\n{row}\n")
         monkeypatch.setattr(manifest, "_list", lambda: places / "list.csv")
     return write
@@ -52,14 +53,39 @@ def test_every_row_is_complete():
     assert list(rows.columns) == COLUMNS.split(",")
     assert rows["name"].is_unique
     assert set(rows["kind"]) == {"embedded", "data", "checkpoint"}
-    assert (rows[["name", "task", "licence", "source", "notes"]] != "").all(axis=None)
-    stored = rows[rows["kind"] != "embedded"]
-    assert stored["sha256"].str.fullmatch("[0-9a-f]{64}").all()
-    assert (stored["bytes"].astype(int) > 0).all()
+    assert (rows[["name", "task", "notes"]] != "").all(axis=None)
+    unknown = (rows[["rows", "licence", "source"]] == "").any(axis=1)  # what is not known is said not to be
+    assert rows[unknown]["notes"].str.contains("not verified|no licence stated").all()
+    stored = rows[rows["files"] != ""]
+    assert stored["sha256"].str.fullmatch("[0-9a-f]{64}|md5:[0-9a-f]{32}|").all()
+    known = stored[stored["sha256"].str.len() == 64]
+    assert (known["bytes"].astype(int) > 0).all()
+    assert (known[["licence", "source", "rows"]] != "").all(axis=None)
     assert stored["files"].is_unique
     assert not stored["files"].map(lambda f: Path(f).is_absolute() or ".." in f).any()
-    assert (rows["rows"].astype(int) > 0).all()
-    assert len(rows[rows["kind"] == "checkpoint"]) == 31
+    assert (rows["rows"][rows["rows"] != ""].astype(int) > 0).all()
+    assert len(known[known["kind"] == "checkpoint"]) == 31
+
+
+def test_splits_with_sizes_add_up():
+    rows = manifest.entries()
+    sized = rows[rows["splits"].str.contains(":") & (rows["rows"] != "")]
+    assert len(sized) >= 9
+    for row in sized.itertuples():
+        assert sum(int(part.partition(":")[2]) for part in row.splits.split()) == int(row.rows), row.name
+
+
+PAPERS = """cifar10 cifar100 mit-indoor cub-200-2011 fgvc-aircraft stanford-cars stanford-dogs oxford-flowers-102
+caltech-256 domainnet chestx-ray14 miniimagenet mrpc sst-2 trec subj mr cr mpqa resnet18 resnet50 resnet101 vit-b-16
+bert-base-uncased roberta-base clip-vit-base-patch16 gpt2"""
+
+
+@pytest.mark.parametrize("name", PAPERS.split())
+def test_what_the_papers_take_is_listed_and_says_where_it_is_when_it_is_not_here(name, places):
+    row = manifest.entry(name)
+    with pytest.raises(InputError, match=r"(give its path|that holds it, or fetch it with: genmeasure data fetch .*)$"):
+        manifest.path(name)
+    assert row["source"] or name == "miniimagenet"
 
 
 def test_embedded_rows_say_what_is_there():
@@ -113,18 +139,21 @@ def test_verify(places, listed):
 
 @pytest.fixture
 def server():
-    """Serves CONTENT at /mine.bin and nothing else; counts what was asked for."""
+    """Serves CONTENT at /mine.bin, or the part asked for; at /whole.bin all of it whatever is asked for, at /cut.bin
+    half of what it announces, and nothing else. Keeps what was asked for."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
-            found = self.path == "/mine.bin"
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Length", str(len(CONTENT) if found else 0))
+            wanted = self.headers.get("Range")
+            asked.append((self.path, wanted))
+            found = self.path in ("/mine.bin", "/whole.bin", "/cut.bin")
+            begin = int(wanted[6:-1]) if wanted and self.path == "/mine.bin" else 0
+            content = CONTENT[begin:] if found else b""
+            self.send_response(404 if not found else 416 if not content else 206 if begin else 200)
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            if found:
-                self.wfile.write(CONTENT)
+            self.wfile.write(content[:len(content) // 2] if self.path == "/cut.bin" else content)
 
         def log_message(self, *_):
             pass
@@ -137,18 +166,64 @@ def server():
         thread.join()
 
 
-def test_fetch_once_and_verify(places, listed, server, monkeypatch):
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
+
+
+@pytest.mark.parametrize(("name", "range_asked_for"), [("mine", "bytes=5-"), ("whole", "bytes=5-")])
+def test_an_interrupted_download_goes_on(places, listed, server, name, range_asked_for):
+    url, asked = server
+    listed(f"{url}/{name}.bin")
+    part = places / "cache" / "sub" / "mine.bin.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT[:5])
+    assert manifest.fetch("mine").read_bytes() == CONTENT
+    assert asked == [(f"/{name}.bin", range_asked_for)]
+    assert not part.exists()
+
+
+def test_a_download_of_which_only_the_renaming_was_left(places, listed, server):
+    url, asked = server
+    listed(f"{url}/mine.bin")
+    part = places / "cache" / "sub" / "mine.bin.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT)
+    assert manifest.fetch("mine").read_bytes() == CONTENT
+    assert asked == [("/mine.bin", f"bytes={len(CONTENT)}-")]
+
+
+def test_a_connection_that_breaks_leaves_what_came(places, listed, server, monkeypatch):
+    monkeypatch.setattr(manifest, "PIECE", 4)
+    url, _ = server
+    listed(f"{url}/cut.bin")
+    refused(manifest.fetch, "mine", "try again, or set GENMEASURE_DATA to a folder that holds sub/mine.bin")
+    assert (places / "cache" / "sub" / "mine.bin.part").read_bytes() == CONTENT[:4]
+    listed(f"{url}/mine.bin")
+    assert manifest.fetch("mine").read_bytes() == CONTENT
+
+
+def test_hash_of_another_kind_and_none(places, listed):
+    put(places / "given")
+    listed("owner/repository@commit", "md5:" + hashlib.md5(CONTENT).hexdigest())
+    assert manifest.verify("mine") == places / "given" / "sub" / "mine.bin"
+    listed("owner/repository@commit", "md5:" + "0" * 32)
+    refused(manifest.verify, "mine", "it is damaged or another version: get it again")
+    listed("https://example.org/mine.bin", "")
+    for function in (manifest.verify, manifest.fetch):
+        refused(function, "mine", "so that it cannot be checked; give the file by its path")
+
+
+def test_fetch_once_and_verify(places, listed, server):
     url, asked = server
     listed(f"{url}/mine.bin")
     for _ in range(2):
         assert manifest.fetch("mine") == places / "cache" / "sub" / "mine.bin"
-    assert asked == ["/mine.bin"]
+    assert asked == [("/mine.bin", None)]
     assert manifest.verify("mine").read_bytes() == CONTENT
 
 
-def test_fetch_that_fails(places, listed, server, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "*")
+def test_fetch_that_fails(places, listed, server):
     url, _ = server
     end = "try again, or set GENMEASURE_DATA to a folder that holds sub/mine.bin"
     listed(f"{url}/other.bin")
@@ -178,7 +253,7 @@ def test_list_of_a_package_and_of_a_source_tree(monkeypatch, tmp_path, installed
 
 @pytest.mark.slow
 def test_files_of_the_pack():
-    for name in manifest.entries().query("kind != 'embedded'")["name"]:
+    for name in manifest.entries().query("files != '' and not source.str.startswith('http')")["name"]:
         try:
             manifest.path(name)
         except InputError as error:

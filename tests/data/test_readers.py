@@ -6,12 +6,11 @@ import torch
 
 from genmeasure.data import manifest
 from genmeasure.data.digits import digits
-from genmeasure.data.readers import load, undo_differences
+from genmeasure.data.readers import READ, load, undo_differences
 from genmeasure.errors import InputError
 
 X = np.arange(14, dtype=np.float32).reshape(7, 2)
 Y = np.array([0, 1, 2, 0, 1, 2, 0])
-READ = "give a name of the manifest, FILE.npz with x and y, or pkg.module:function"
 
 SOURCE = """
 import torch
@@ -78,7 +77,7 @@ def test_embedded_errors():
     refused("digits-5-9?seed=1#test", "which takes none; leave it out")
     refused("digits-5-8", "did you mean 'digits-5-9'?")
     refused("digits-5-9#test", "give at least 1", batch_size=0)
-    refused("qqqq", "expected a name of the manifest, FILE.npz with x and y, or pkg.module:function")
+    refused("qqqq", f"expected {READ}")
 
 
 def test_npz(npz):
@@ -211,11 +210,10 @@ def test_npy_and_text_called_npz(tmp_path):
         refused(str(tmp_path / name), "it is damaged, incomplete or of another format: copy or write it again")
 
 
-def test_what_is_not_read_yet(tmp_path):
-    refused(str(tmp_path), "image folders are not read yet; " + READ)
-    for name in ("a.csv", "a.tsv", "a.parquet", "a.tsv.gz"):
-        (tmp_path / name).touch()
-        refused(str(tmp_path / name), "which is not read yet; " + READ)
+def test_what_is_not_read(tmp_path):
+    (tmp_path / "a.h5").touch()
+    refused(str(tmp_path / "a.h5"), "which is not read; give " + READ)
+    refused(str(tmp_path / "none.csv"), "there is no file " + str(tmp_path / "none.csv") + "; give " + READ)
     refused(str(tmp_path / "none.npz"), "give the path of an existing .npz")
 
 
