@@ -19,7 +19,7 @@ TASKS = {"sequence-classification": "AutoModelForSequenceClassification",
          "image-classification": "AutoModelForImageClassification"}
 
 
-@model_family("hf", source="https://huggingface.co/docs/transformers")
+@model_family("hf", source="transformers (Wolf et al. 2020, arXiv:1910.03771)")
 def hf(folder: str, arguments: Mapping[str, Any]) -> nn.Module:
     """What FOLDER/config.json describes, such as hf:FOLDER?task=sequence-classification&num_labels=2.
 

@@ -13,7 +13,7 @@ from genmeasure.errors import unknown
 from genmeasure.registry import model_family
 
 
-@model_family("timm", source="https://huggingface.co/docs/timm")
+@model_family("timm", source="timm (Wightman 2019)")
 def timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """timm's models by name, such as timm:vit_base_patch16_224?num_classes=67.
 
