@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genmeasure.curvature.noise import FIRST_GROUPS, Curve, Sample, Spreads, group_draws, group_size
+from genmeasure.curvature.noise import DOUBT, FIRST_GROUPS, Curve, Sample, Spreads, group_draws, group_size
 from genmeasure.curvature.perturbation import Perturbed
 from genmeasure.curvature.trace import Tolerances, Traces
 from genmeasure.engine import progress
@@ -94,6 +94,7 @@ def _wanted(layers: list[Differences], tolerances: Tolerances, limit: int) -> li
         spread = (variance * have).sqrt()
         wanted = torch.maximum(wanted, spread * spread.sum() * excess[-1] / variance.sum())
     few = torch.tensor([c.degrees_of_freedom < MIN_DEGREES_OF_FREEDOM for c in curves])
+    few &= torch.maximum(wanted / have, excess[-1]) * DOUBT > 1
     factor = torch.where(few, 1.5, (1.1 * wanted / have).nan_to_num(2.0)).clamp(max=2.0)
     more = torch.where(few | (wanted > have), (have * factor).ceil(), have)
     return [min(limit, int(max(a, b))) for a, b in zip(more.tolist(), have.tolist(), strict=True)]

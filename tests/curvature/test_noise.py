@@ -181,7 +181,7 @@ def test_intervals_of_a_quadratic_cover(quadratic, one_sided):
     sigmas = (0.01, 1.0)
     truth = torch.tensor(sigmas).square() / 2 * trace(s, diagonal, Spreads())
     z, sample = [], survey(s.risk)
-    for seed in range(SEEDS):
+    for seed in range(2 * SEEDS):
         found = (one_sided_curve(s.risk, sigmas, rtol=0, max_passes=64, seed=seed) if one_sided else
                  noise_curve(s.risk, sample, sigmas, rtol=0.1, max_passes=100, seed=seed))
         z.append(((found.value - truth) / found.stderr).tolist())
