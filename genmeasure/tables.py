@@ -103,9 +103,9 @@ def published_noise_stability(readings: pd.DataFrame, *, by: str | None = None) 
         part = frame[frame["subject"].isin(members)]
         drawn = select(part, "noise-stability")
         drawn = drawn[drawn["params"].isin(drawn.loc[drawn["term"] == "sd", "params"])]
+        terms = {"Hessian approximation": "taylor", "Hessian approximation (paper)": "paper"}
         parabolas = {name: {sigma: found["value"].mean() for sigma, found in
-                            _curve(part, "hessian-approximation", term).items()}
-                     for name, term in (("Hessian approximation", "taylor"), ("Hessian approximation (paper)", "paper"))}
+                            _curve(part, "hessian-approximation", term).items()} for name, term in terms.items()}
         table = [{"group": group, "sigma": sigma, "draws": int(at["n"].max()),
                   "noise stability": at.loc[at["term"] == "stability", "value"].mean(),
                   "noise stability sd": at.loc[at["term"] == "sd", "value"].mean(),
@@ -158,6 +158,7 @@ def hessian_validity(readings: pd.DataFrame, *, by: str | None = None) -> pd.Dat
     rows = []
     for group, members in groups(frame, by).items():
         part = select(frame[frame["subject"].isin(members)], "hessian-approximation")
+        part = part.drop_duplicates(["subject", "sigma", "term"])  # of several readings the first request's
         if part.empty:
             continue
         row = {"group": group, "checkpoints": part["subject"].nunique()}

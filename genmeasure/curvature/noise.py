@@ -61,6 +61,9 @@ class Spreads:
         return found
 
 
+ISOTROPIC = Spreads()
+
+
 class Noise:
     """Standard normal u of every layer, told by numbers, and the moves W + sigma * spread * u that it makes."""
 
@@ -246,7 +249,7 @@ def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: ran
 
 
 def noise_curve(risk: Risk, sample: Sample, sigmas: Sequence[float], *, layers: Sequence[Layer] | None = None,
-                spreads: Spreads = Spreads(), rtol: float, atol: float = 0.0, max_passes: int, seed: int) -> Curve:
+                spreads: Spreads = ISOTROPIC, rtol: float, atol: float = 0.0, max_passes: int, seed: int) -> Curve:
     """I(sigma) = E L(W + U) - L(W) for every sigma, U Gaussian with standard deviations sigma * spread on `layers`.
 
     Antithetic pairs; a group of examples shares its U, which serves all sigmas and makes the curve smooth: its entries
@@ -282,7 +285,7 @@ def until_precise(more: Callable[[int, int], Tensor], limit: int, rtol: float, a
 
 @torch.no_grad()
 def one_sided_curve(risk: Risk, sigmas: Sequence[float], *, layers: Sequence[Layer] | None = None,
-                    spreads: Spreads = Spreads(), rtol: float, atol: float = 0.0, max_passes: int, seed: int) -> Curve:
+                    spreads: Spreads = ISOTROPIC, rtol: float, atol: float = 0.0, max_passes: int, seed: int) -> Curve:
     """I(sigma) the papers' way: draws of L(W + U) - L(W), one U for all the data and every sigma.
 
     Their spread is what the papers print beside the mean. Ends as `noise_curve` does, after at most `max_passes` draws.
@@ -293,9 +296,10 @@ def one_sided_curve(risk: Risk, sigmas: Sequence[float], *, layers: Sequence[Lay
 
     def one(number: int) -> Tensor:
         noises = [Noise(chosen, at_hand, numel, seed, first, number, place) for place in range(len(sigmas))]
-        sums = risk.engine.batch_sums(lambda batch: difference(risk, model, noises, batch, sigmas, one_sided=True).sum(0),
-                                      risk.batches)
-        return sums.sum(0) / risk.batches.size
+
+        def differences(batch: Batch) -> Tensor:
+            return difference(risk, model, noises, batch, sigmas, one_sided=True).sum(0)
+        return risk.engine.batch_sums(differences, risk.batches).sum(0) / risk.batches.size
 
     def more(start: int, stop: int) -> Tensor:
         return torch.stack([one(number) for number in range(start, stop)])

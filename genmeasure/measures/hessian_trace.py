@@ -39,8 +39,8 @@ def hessian_trace(subject: Subject, *, route: str = "auto", rtol: float = RTOL, 
     everywhere), `split` (Gauss-Newton part plus sampled residual) for smooth ones, `hutchinson` for any, `pyhessian` as
     that package draws; `auto` checks and chooses. `forward` needs no derivative at all, for models whose derivatives do
     not fit or do not exist: second differences of the loss along noise in one layer at a time, with a standard
-    deviation of `forward_sigma` times the root mean square of the layer's weights. Higher orders and kinks bias it; what
-    three times that noise adds is taken for their bound, shown under `found` and part of the standard errors.
+    deviation of `forward_sigma` times the root mean square of the layer's weights. Higher orders and kinks bias it;
+    what three times that noise adds is taken for their bound, shown under `found` and part of the standard errors.
 
     Draws end when the total has a relative standard error of `rtol` and every layer one of `layer_rtol` (layers with
     less than a hundredth of the total: as one with a hundredth), or both an absolute one of `atol`, or after

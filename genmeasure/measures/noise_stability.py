@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from genmeasure.curvature.noise import Curve, Sample, Spreads, noise_curve, one_sided_curve, survey
+from genmeasure.curvature.noise import ISOTROPIC, Curve, Sample, Spreads, noise_curve, one_sided_curve, survey
 from genmeasure.errors import InputError
 from genmeasure.estimate import Estimate
 from genmeasure.layers import Layer
@@ -33,7 +33,7 @@ def surveyed(subject: Subject) -> Sample:
 
 
 def curve(subject: Subject, layer: Layer | None = None, *, sigmas: tuple[float, ...], one_sided: bool = False,
-          spreads: Spreads = Spreads(), rtol: float, atol: float, max_passes: int, seed: int) -> Curve:
+          spreads: Spreads = ISOTROPIC, rtol: float, atol: float, max_passes: int, seed: int) -> Curve:
     """The drawn curve over `sigmas` with noise in one layer, or in all of them, once per subject and setting."""
     setting = {"sigmas": sigmas, "spreads": spreads, "rtol": rtol, "atol": atol, "max_passes": max_passes,
                "seed": seed, "layers": None if layer is None else (layer,)}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from genmeasure.curvature.ascent import worst_case
-from genmeasure.curvature.noise import Curve, Spreads
+from genmeasure.curvature.noise import ISOTROPIC, Curve, Spreads
 from genmeasure.errors import InputError
 from genmeasure.estimate import Estimate, propagate
 from genmeasure.measures.noise_stability import curve
@@ -42,7 +42,7 @@ def sharpness(subject: Subject, *, rho: float = 0.05, adaptive_rho: float = 0.5,
                          "above zero")
     size = sum(w.numel() for w in subject.risk.weights.values())
     result: dict[str, Estimate] = {}
-    for prefix, spreads, radius in (("", Spreads(), rho), ("adaptive-", Spreads("weight"), adaptive_rho)):
+    for prefix, spreads, radius in (("", ISOTROPIC, rho), ("adaptive-", Spreads("weight"), adaptive_rho)):
         def drawn(*sigmas: float, precision: float = rtol, spreads: Spreads = spreads) -> Curve:
             return curve(subject, sigmas=sigmas, spreads=spreads, rtol=precision, atol=0.0, max_passes=max_passes,
                          seed=seed)

@@ -40,7 +40,7 @@ def all_plots(readings: pd.DataFrame, *, by: str | None = None, classes: int | N
     stability = select(frame, "noise-stability", term="stability")
     if (stability["value"] > 0).any():
         yield "hessian-against-noise", hessian_against_noise(readings, by=group, classes=classes)
-        if stability["subject"].nunique() > 1:
+        if len(set(stability["subject"])) > 1:
             yield "noise-curves", noise_curves(readings, by=group)
     if len(drawn := layer_tables(readings, by=group)) and (drawn["stability"] > 0).any():
         yield "layer-noise-stability", layer_noise_stability(readings, by=group)

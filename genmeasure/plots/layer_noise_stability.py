@@ -40,7 +40,7 @@ def layer_noise_stability(readings: pd.DataFrame, *, by: str | None = None) -> F
         if compared:
             grids["over ½ σ² tr H"] = (part["stability"] / part["taylor"], "RdBu_r", LogNorm(1 / WIDEST, WIDEST))
         for panel, (label, (values, colours, norm)) in zip(row, grids.items(), strict=True):
-            grid = part.assign(shown=values).pivot(index="layer", columns="sigma", values="shown").reindex(layers)
+            grid = part.assign(shown=values).pivot_table("shown", "layer", "sigma", dropna=False).reindex(layers)
             _heat(drawn, panel, grid, label, colours, norm)
         row[0].set_title(name.replace("=", " = ") if len(names) > 1 else "", loc="left")
     drawn.supxlabel("standard deviation σ of the weight noise", fontsize=9)

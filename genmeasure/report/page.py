@@ -45,8 +45,8 @@ PLOTS = {
     "hessian-against-noise": "Noise stability and its Hessian approximation. Bands and bars are 95 % intervals; grey: "
                              "less than 10 % apart; hollow: near the loss of a random guess.",
     "noise-curves": "Noise stability of every checkpoint with its 95 % band; dashed: σ²/2 · tr H.",
-    "layer-noise-stability": "Noise stability with noise in one layer at a time, layers in execution order. Right: over "
-                             "σ²/2 · tr H of the layer's block; white where they agree.",
+    "layer-noise-stability": "Noise stability with noise in one layer at a time, layers in execution order. Right: "
+                             "over σ²/2 · tr H of the layer's block; white where they agree.",
     "gap-against-ju2022": AGAINST,
     "gap-against-": AGAINST,
     "layer-distances": "Distance from the start, layer by layer; bars are 95 % intervals over checkpoints.",

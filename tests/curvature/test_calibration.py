@@ -9,7 +9,6 @@ from genmeasure.curvature import trace
 from genmeasure.curvature.products import hessian_product
 from genmeasure.curvature.trace import block_traces
 from genmeasure.data.batches import Batches
-from genmeasure.losses import Loss
 from genmeasure.subject import subject
 
 SEEDS, PASSES = 400, 40
