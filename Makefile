@@ -32,6 +32,7 @@ bench: $(INSTALLED)
 # Studies first; what they have measured before is used again.
 figures: $(INSTALLED)
 	$(BIN)/genmeasure run analysis/digits.py --out out/digits
+	$(BIN)/genmeasure run analysis/resnet20_noise.py --out out/resnet20_noise
 	for script in figures/[a-z]*.py; do case $$script in */style.py) ;; *) $(BIN)/python $$script || exit 1 ;; esac; done
 
 clean:

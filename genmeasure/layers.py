@@ -123,7 +123,7 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
     watched = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention, *BATCH_NORMS)
     hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, watched) or transposed(m)]
     try:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode do not count their changes
             forward(model, batch)
     finally:
         for hook in hooks:

@@ -70,7 +70,7 @@ class Risk:
     """
 
     def __init__(self, model: nn.Module, loss: Loss, layers: Sequence[Layer], batches: Batches, engine: Engine):
-        self._model = _OfBatch(model)
+        self.model, self._model = model, _OfBatch(model)
         self.loss, self.layers, self.batches, self.engine = loss, tuple(layers), batches, engine
         self.weights: dict[str, Tensor] = {x.name: model.get_parameter(x.parameter).detach() for x in layers}
         self._paths = {x.name: f"model.{x.parameter}" for x in layers}

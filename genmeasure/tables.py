@@ -14,7 +14,7 @@ import pandas as pd
 
 from genmeasure.errors import InputError
 from genmeasure.report import markup
-from genmeasure.report.readings import groups, select, subjects, tidy, usual_grouping
+from genmeasure.report.readings import CHECKPOINT_WIDE, groups, select, subjects, tidy, usual_grouping
 
 VALID = 0.1
 """The quadratic approximation holds where it is off by less than this share of the noise stability."""
@@ -90,6 +90,63 @@ def noise_stability_vs_hessian(readings: pd.DataFrame, *, by: str | None = None,
     return pd.DataFrame(rows, columns=columns)
 
 
+def published_noise_stability(readings: pd.DataFrame, *, by: str | None = None) -> pd.DataFrame:
+    """The papers' table: one row per group and sigma, from draws the papers' way (`one_sided`) where there are any.
+
+    Columns: `group`, `sigma`, `draws`; `noise stability` with the ` sd` of one draw (ddof 1), for several checkpoints
+    means of both; `Hessian approximation` (sigma²/2 tr H) and `Hessian approximation (paper)` (sigma² tr H); in a
+    group's last row `relative RSS` and `relative RSS (paper)` of these columns.
+    """
+    frame = tidy(readings)
+    rows: list[dict] = []
+    for group, members in groups(frame, by).items():
+        part = frame[frame["subject"].isin(members)]
+        drawn = select(part, "noise-stability")
+        drawn = drawn[drawn["params"].isin(drawn.loc[drawn["term"] == "sd", "params"])]
+        terms = {"Hessian approximation": "taylor", "Hessian approximation (paper)": "paper"}
+        parabolas = {name: {sigma: found["value"].mean() for sigma, found in
+                            _curve(part, "hessian-approximation", term).items()} for name, term in terms.items()}
+        table = [{"group": group, "sigma": sigma, "draws": int(at["n"].max()),
+                  "noise stability": at.loc[at["term"] == "stability", "value"].mean(),
+                  "noise stability sd": at.loc[at["term"] == "sd", "value"].mean(),
+                  **{name: values.get(sigma, np.nan) for name, values in parabolas.items()}}
+                 for sigma, at in drawn.groupby("sigma")]
+        for name in parabolas if table else ():
+            squares = sum((row["noise stability"] - row[name]) ** 2 for row in table)
+            table[-1][name.replace("Hessian approximation", "relative RSS")] = (
+                squares / sum(row["noise stability"] ** 2 for row in table))
+        rows += table
+    columns = ["group", "sigma", "draws", "noise stability", "noise stability sd", "Hessian approximation",
+               "Hessian approximation (paper)", "relative RSS", "relative RSS (paper)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def layer_noise_stability(readings: pd.DataFrame, *, by: str | None = None) -> pd.DataFrame:
+    """One row per group, layer and sigma, with noise in that layer alone; means over a group's checkpoints.
+
+    Columns: `group`, `layer`, `sigma`; `stability`, `taylor` (sigma²/2 tr H_ii) and `relative difference`, each with
+    ` stderr`.
+    """
+    frame = tidy(readings)
+    names = {"stability": ("noise-stability", "stability"), "taylor": ("hessian-approximation", "taylor"),
+             "relative difference": ("hessian-approximation", "relative-difference")}
+    layers = [x for x in dict.fromkeys(frame.loc[frame["measure"] == "noise-stability", "layer"])
+              if x not in ("", "total")]
+    rows = []
+    for group, members in groups(frame, by).items():
+        part = frame[frame["subject"].isin(members)]
+        for layer in layers:
+            curves = {name: _curve(part, *where, layers=(layer,)) for name, where in names.items()}
+            for sigma in sorted(curves["stability"]):
+                row = {"group": group, "layer": layer, "sigma": sigma}
+                for name, found in curves.items():
+                    at = found.get(sigma, _NOTHING)
+                    row[name], row[f"{name} stderr"] = mean(at["value"], at["stderr"])
+                rows.append(row)
+    columns = ["group", "layer", "sigma", *(f"{name}{end}" for name in names for end in ("", " stderr"))]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def hessian_validity(readings: pd.DataFrame, *, by: str | None = None) -> pd.DataFrame:
     """One row per group: how well and how far the quadratic approximation holds.
 
@@ -101,6 +158,7 @@ def hessian_validity(readings: pd.DataFrame, *, by: str | None = None) -> pd.Dat
     rows = []
     for group, members in groups(frame, by).items():
         part = select(frame[frame["subject"].isin(members)], "hessian-approximation")
+        part = part.drop_duplicates(["subject", "sigma", "term"])  # of several readings the first request's
         if part.empty:
             continue
         row = {"group": group, "checkpoints": part["subject"].nunique()}
@@ -174,6 +232,8 @@ def all_tables(readings: pd.DataFrame, correlations: pd.DataFrame | None = None,
     tables = {"bounds": bound_comparison(readings),
               "noise-stability": noise_stability_vs_hessian(readings, by=by, classes=classes),
               "hessian-validity": hessian_validity(readings, by=by),
+              "noise-stability-published": published_noise_stability(readings, by=by),
+              "noise-stability-layers": layer_noise_stability(readings, by=by),
               "correlations": pd.DataFrame() if correlations is None else correlation(correlations),
               "checkpoints": checkpoints(readings)}
     return {name: table for name, table in tables.items() if len(table)}
@@ -214,10 +274,11 @@ _KEY = ["measure", "variant", "layer", "sigma", "term"]
 _NOTHING = pd.DataFrame({"value": [], "stderr": []}, dtype=float)
 
 
-def _curve(frame: pd.DataFrame, measure: str, term: str) -> dict[float, pd.DataFrame]:
-    """sigma -> value and stderr by subject."""
-    rows = select(frame, measure, term=term)
-    rows = rows[rows["sigma"].notna() & np.isfinite(rows["value"])]
+def _curve(frame: pd.DataFrame, measure: str, term: str,
+           layers: Iterable[str] = CHECKPOINT_WIDE) -> dict[float, pd.DataFrame]:
+    """sigma -> value and stderr by subject; of several readings of one subject the first request's."""
+    rows = select(frame, measure, term=term, layers=layers)
+    rows = rows[rows["sigma"].notna() & np.isfinite(rows["value"])].drop_duplicates(["subject", "sigma"])
     return {sigma: part.set_index("subject")[["value", "stderr"]] for sigma, part in rows.groupby("sigma")}
 
 

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
+from genmeasure.curvature.noise import difference
+from genmeasure.curvature.perturbation import Perturbed
 from genmeasure.data.batches import Batches
 from genmeasure.losses import Loss
 from genmeasure.subject import subject
@@ -80,6 +82,22 @@ def small_net_with(loss_function):
     loss = Loss("own", loss_function, classification=False)
     return subject(net, net, Batches.from_arrays(x, torch.zeros(7), batch_size=4), loss=loss, dtype="float64",
                    device="cpu")
+
+
+class Given:
+    """Noise that a test chose, u by layer."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def moves(self, sigma):
+        return {k: lambda w, u=u: w + sigma * u for k, u in self.noise.items()}
+
+
+def noise_differences(s, batch, noise, sigma, one_sided=False):
+    """L(W + sigma u) - L(W), or the mean with that of -u, for the sum of a batch's losses."""
+    return difference(s.risk, Perturbed(s.risk, s.layers), [Given(noise)], batch, [sigma],
+                      one_sided=one_sided).sum().item()
 
 
 def assert_calibrated(z):

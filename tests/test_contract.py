@@ -25,7 +25,8 @@ from genmeasure.subject import Subject
 QUICK = {"max_passes": 4, "trace_max_passes": 4, "sigmas": (0.01, 0.05), "steps": 10}
 """Parameters that only say how much work is done, for whichever member has them."""
 NETWORKS = ("residual", "smooth", "chain", "keyword", "unmoved")
-CONVERGENCE = ("largest-residual", "smallest-residual", "vH+v-max-error", "valid-from", "valid-to")
+CONVERGENCE = ("largest-residual", "smallest-residual", "vH+v-max-error", "valid-from", "valid-to",
+               "plateau-from")
 """Terms on how far an iteration came or where a drawn curve holds: they follow the seed without a standard error."""
 MEMBERS = (*measure, *bound)
 

@@ -91,6 +91,8 @@ def test_bounds_place_what_overflows(study):
 @pytest.mark.parametrize(("draw", "words"), [
     (lambda f: plots.hessian_against_noise(f[f["measure"] == "gap"]), "add it to the measures"),
     (lambda f: plots.layer_distances(f[f["measure"] == "gap"]), "add it to the measures"),
+    (lambda f: plots.noise_curves(f[f["measure"] == "gap"]), "add it to the measures"),
+    (lambda f: plots.layer_noise_stability(f), "add it to the measures"),
     (lambda f: plots.bound_comparison(f[f["measure"] == "gap"]), "add a bound to the measures"),
     (lambda f: plots.measure_against_gap(f, "nothing"), "measure more checkpoints"),
     (lambda f: plots.layer_distances(f, by="metod"), r"did you mean 'method'\?"),
@@ -103,3 +105,30 @@ def test_bad_input(draw, words, study):
 def test_nothing_to_plot_writes_nothing(tmp_path):
     frame = pd.DataFrame([{"subject": "a", "measure": "gap", "value": np.nan, "error": "boom"}])
     assert plots.write_plots(frame, tmp_path) == []
+
+
+def test_many_checkpoints_stand_in_one_figure_of_curves(study):
+    drawn = plots.noise_curves(study, by="noise")
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["0", "0.2", "0.4", "0.6"]
+    assert len(drawn.axes[0].lines) == 2 * 12
+    named = plots.noise_curves(study[study["noise"] == 0.2])
+    assert len(named.legends[0].get_texts()) == 3
+
+
+def layered() -> pd.DataFrame:
+    frame = one_subject()
+    total = frame[frame["measure"].isin(["noise-stability", "hessian-approximation"]) & frame["sigma"].notna()]
+    return pd.concat([frame, *(total.assign(layer=layer, value=total["value"] / 10) for layer in LAYERS)])
+
+
+def test_layers_make_a_heat_map_in_execution_order(tmp_path):
+    drawn = plots.layer_noise_stability(layered())
+    assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == list(LAYERS)
+    curve, ratio = (panel.images[0].get_array() for panel in drawn.axes[:2])
+    assert curve.shape == (len(LAYERS), 11)
+    assert np.abs(ratio[:, :5] - 1).max() < 0.1
+    names = {path.name for path in plots.write_plots(layered(), tmp_path)}
+    assert "layer-noise-stability.svg" in names
+    alone = layered()
+    alone = alone[alone["measure"] == "noise-stability"]
+    assert len(plots.layer_noise_stability(alone).axes) == 2  # a panel and its colours

@@ -87,7 +87,8 @@ def test_columns_are_exact_and_labels_follow(tmp_path):
     assert by.loc["gap", "sigma"].isna().all()
     assert set(by.loc["noise-stability", "sigma"]) == {0.01, 0.02}
     assert json.loads(by.loc["noise-stability", "params"].iloc[0]) == {
-        "atol": 0.0, "max_passes": 2, "one_sided": False, "rtol": 0.05, "seed": 0, "sigmas": [0.01, 0.02]}
+        "atol": 0.0, "covariance": "isotropic", "layer_sigmas": [], "max_passes": 2, "one_sided": False,
+        "per_layer": False, "rtol": 0.05, "seed": 0, "sigmas": [0.01, 0.02]}
     assert by.loc["noise-stability", "passes"].iloc[0] >= 2 * 2 * 2
     assert (readings["seconds"] > 0).all()
 

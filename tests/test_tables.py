@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -178,3 +179,46 @@ def test_parameters_tell_repeated_readings_apart(study):
 def test_table_names_are_plain(tmp_path):
     with pytest.raises(InputError, match=r"rename it$"):
         tables.write_tables({"a/b": pd.DataFrame({"x": [1]})}, tmp_path)
+
+
+def noise_rows():
+    """Two requests of one checkpoint: pairs in total and per layer, and draws the papers' way."""
+    rows = []
+
+    def add(measure, layer, sigma, term, value, stderr=0.1, **params):
+        rows.append({"subject": "a", "measure": measure, "layer": layer, "sigma": sigma, "term": term, "value": value,
+                     "stderr": stderr, "n": 20, "params": json.dumps({"seed": 0, **params})})
+    for sigma, taylor, stability in ((0.1, 1.0, 1.1), (0.2, 4.0, 5.0)):
+        for layer, share in (("conv", 0.25), ("head", 0.75), ("total", 1.0)):
+            add("noise-stability", layer, sigma, "stability", share * stability)
+            add("hessian-approximation", layer, sigma, "taylor", share * taylor)
+            add("hessian-approximation", layer, sigma, "paper", 2 * share * taylor)
+            add("hessian-approximation", layer, sigma, "relative-difference", 1 - taylor / stability)
+        add("noise-stability", "total", sigma, "stability", 2 * stability, one_sided=True)
+        add("noise-stability", "total", sigma, "sd", 0.5, one_sided=True)
+    return pd.DataFrame(rows)
+
+
+def test_the_published_shape_takes_the_draws_of_the_papers_way():
+    table = tables.published_noise_stability(noise_rows())
+    assert table["noise stability"].tolist() == [2.2, 10.0]
+    assert table["noise stability sd"].tolist() == [0.5, 0.5]
+    assert table["Hessian approximation (paper)"].tolist() == [2.0, 8.0]
+    assert np.isnan(table["relative RSS"].iloc[0])
+    assert table["relative RSS"].iloc[1] == pytest.approx((1.2**2 + 6.0**2) / (2.2**2 + 10.0**2))
+    assert table["relative RSS (paper)"].iloc[1] == pytest.approx((0.2**2 + 2.0**2) / (2.2**2 + 10.0**2))
+    assert "2.20 ± 0.50" in markdown(table)
+    assert tables.published_noise_stability(noise_rows()[lambda f: f["term"] != "sd"]).empty
+
+
+def test_of_two_requests_the_first_stands_in_the_table_of_the_curve():
+    table = tables.noise_stability_vs_hessian(noise_rows())
+    assert table["stability"].tolist() == [1.1, 5.0]
+
+
+def test_layers_have_their_own_curve_and_parabola():
+    table = tables.layer_noise_stability(noise_rows())
+    assert table["layer"].tolist() == ["conv", "conv", "head", "head"]
+    assert table["stability"].tolist() == pytest.approx([0.275, 1.25, 0.825, 3.75])
+    assert table["taylor"].tolist() == pytest.approx([0.25, 1.0, 0.75, 3.0])
+    assert tables.layer_noise_stability(noise_rows()[lambda f: f["layer"] == "total"]).empty

@@ -1,54 +1,306 @@
-"""The loss under Gaussian weight noise."""
+"""The loss under Gaussian weight noise, from groups of examples that are drawn by how much they may matter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from genmeasure.curvature.draws import batch_generator
+from genmeasure.curvature.draws import generator
+from genmeasure.curvature.perturbation import Move, Perturbed
+from genmeasure.curvature.sampling import degrees_of_freedom
 from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
-from genmeasure.estimate import StratifiedMean, until_precise
-from genmeasure.risk import Risk
+from genmeasure.errors import InputError, unknown
+from genmeasure.estimate import MIN_DEGREES_OF_FREEDOM, Estimate
+from genmeasure.layers import Layer
+from genmeasure.risk import FORWARD, Risk
+
+COVARIANCES = ("isotropic", "norm", "weight")
+KEPT = 2**26
+"""Numbers of one group's noise that are kept; more are drawn again from their seed whenever a layer runs."""
+GROUP_WORK, LEAST_GROUP, MOST_GROUP = 4e8, 8, 64
+"""Multiplications that make a group large enough to fill a core, and the examples of a group."""
+FIRST_GROUPS, GATHERED = 64, 1024
+"""Groups of the first sample, and examples held at a time."""
+DOUBT = 9.0
+"""A standard error from too few degrees of freedom is enough where its square is smaller than asked by this factor."""
 
 
-def perturbed(risk: Risk, noise: dict[str, Tensor], sigma: float) -> dict[str, Tensor]:
-    """W + sigma u, by layer."""
-    return {k: risk.weights[k] + sigma * u for k, u in noise.items()}
+@dataclass(frozen=True)
+class Spreads:
+    """Standard deviations of the noise in every weight, in units of sigma: a number or a tensor for each layer.
 
-
-def antithetic_difference(risk: Risk, batch: Batch, noise: dict[str, Tensor], sigmas: Sequence[float]) -> Tensor:
-    """[L(W + sigma u) + L(W - sigma u)] / 2 - L(W) for the sum of a batch's losses, one entry per sigma.
-
-    The pair cancels the first-order term exactly.
+    `isotropic`: 1. `norm`: the root mean square of the layer's weights, so that the noise of a layer has sigma times
+    its norm. `weight`: each weight's own size. factors [layers], if given, multiply them: one sigma per layer.
     """
-    plain = risk.batch_loss(batch)
-    up = torch.stack([risk.batch_loss(batch, perturbed(risk, noise, s)) for s in sigmas])
-    down = torch.stack([risk.batch_loss(batch, perturbed(risk, noise, -s)) for s in sigmas])
-    return (up + down) / 2 - plain
+
+    covariance: str = "isotropic"
+    factors: tuple[float, ...] = ()
+
+    def of(self, risk: Risk) -> dict[str, float | Tensor]:
+        """By layer; raises `InputError` for an unknown covariance and for factors that fit no layers."""
+        if self.covariance not in COVARIANCES:
+            raise unknown("covariance", self.covariance, COVARIANCES)
+        names = [layer.name for layer in risk.layers]
+        if self.factors and (len(self.factors) != len(names) or min(self.factors) < 0):
+            raise InputError(f"layer_sigmas={self.factors} came for {len(names)} layers; give one number that is not "
+                             f"negative for each, in the order {', '.join(names)}")
+        found = {}
+        for name, factor in zip(names, self.factors or (1.0,) * len(names), strict=True):
+            weight = risk.weights[name]
+            if self.covariance == "isotropic":
+                found[name] = factor
+            elif self.covariance == "norm":
+                found[name] = factor * weight.double().square().mean().sqrt().item()
+            else:
+                found[name] = factor * weight.abs()
+        return found
 
 
-def one_sided_difference(risk: Risk, batch: Batch, noise: dict[str, Tensor], sigmas: Sequence[float]) -> Tensor:
-    """L(W + sigma u) - L(W) for the sum of a batch's losses, one entry per sigma: the papers' way."""
-    plain = risk.batch_loss(batch)
-    return torch.stack([risk.batch_loss(batch, perturbed(risk, noise, s)) for s in sigmas]) - plain
+ISOTROPIC = Spreads()
 
 
-def noise_curve(risk: Risk, sigmas: Sequence[float], *, one_sided: bool, rtol: float, atol: float, max_passes: int,
-                seed: int) -> StratifiedMean:
-    """I(sigma) = E L(W + U) - L(W), U ~ N(0, sigma^2) on all selected weights, for every sigma; a mean over [sigmas].
+class Noise:
+    """Standard normal u of every layer, told by numbers, and the moves W + sigma * spread * u that it makes."""
 
-    One u per batch and pass serves all sigmas, which makes the curve smooth; its entries are therefore correlated.
+    def __init__(self, layers: Sequence[Layer], spreads: Mapping[str, float | Tensor], size: int, *numbers: int):
+        self.layers, self.spreads, self.numbers = layers, spreads, numbers
+        self._kept: dict[str, Tensor] | None = {} if size <= KEPT else None
+
+    def moves(self, sigma: float) -> dict[str, Move]:
+        return {layer.name: lambda w, i=i, layer=layer: self.offset(i, layer, w).mul(sigma).add_(w)
+                for i, layer in enumerate(self.layers)}
+
+    def offset(self, place: int, layer: Layer, weight: Tensor) -> Tensor:
+        """spread * u of one layer, in the dtype of its weight."""
+        if self._kept is not None and layer.name in self._kept:
+            return self._kept[layer.name]
+        found = torch.randn(weight.shape, generator=generator("noise", *self.numbers, place)).to(weight)
+        found = found.mul_(self.spreads[layer.name])
+        if self._kept is not None:
+            self._kept[layer.name] = found
+        return found
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Independent draws [n, k] of a quantity at k sigmas; their mean is the estimate."""
+
+    values: Tensor
+
+    @property
+    def draws(self) -> int:
+        return len(self.values)
+
+    @property
+    def value(self) -> Tensor:
+        """[k]"""
+        return self.values.mean(0)
+
+    @property
+    def covariance(self) -> Tensor:
+        """[k, k], of `value`; nan after a single draw."""
+        k = self.values.shape[1]
+        if self.draws < 2:
+            return torch.full((k, k), math.nan, dtype=torch.float64)
+        return torch.cov(self.values.T).reshape(k, k) / self.draws
+
+    @property
+    def stderr(self) -> Tensor:
+        return self.covariance.diagonal().sqrt()
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Of the least certain standard error: few where a few draws carry the variance."""
+        return degrees_of_freedom((self.values - self.value).square()).min().item()
+
+    def estimates(self) -> list[Estimate]:
+        return [Estimate(v, s, self.draws) for v, s in zip(self.value.tolist(), self.stderr.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one forward pass tells of every example: its probability to be drawn [examples], float64."""
+
+    probabilities: Tensor
+
+    def draw(self, groups: int, size: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows [groups, size] and weights [groups, size] of their values; all examples where they are not more.
+
+        A group takes one example from each of as many equal strata of the cumulated probabilities, in the order of the
+        probabilities; it sees every kind of example, and groups are independent.
+        """
+        n = len(self.probabilities)
+        if n <= size:
+            return torch.arange(n).expand(groups, n), torch.full((groups, n), 1 / n, dtype=torch.float64)
+        order = self.probabilities.argsort(stable=True)
+        ends = self.probabilities[order].cumsum(0)
+        points = (torch.arange(size) + torch.rand(groups, size, generator=draws, dtype=torch.float64)) / size * ends[-1]
+        rows = order[torch.searchsorted(ends, points, right=True).clamp(max=n - 1)]
+        return rows, 1 / (n * self.probabilities[rows] * size)
+
+
+@torch.no_grad()
+def survey(risk: Risk) -> Sample:
+    """Probabilities from one forward pass, a third each: equal, and in proportion to h and to its root.
+
+    h is the trace of the loss's Hessian with respect to the outputs of an example, where the loss is a softmax
+    cross-entropy: little noise moves the loss in proportion to it, much noise all losses alike. Else all are equal.
     """
-    difference = one_sided_difference if one_sided else antithetic_difference
+    n = risk.batches.size
+    if risk.loss.softmax_rows is None:
+        return Sample(torch.full((n,), 1 / n, dtype=torch.float64))
 
-    def draw(number: int) -> Tensor:
-        def one(batch: Batch) -> Tensor:
-            generator = batch_generator("noise", seed, number, batch)
-            noise = {k: torch.randn(w.shape, generator=generator).to(w) for k, w in risk.weights.items()}
-            return difference(risk, batch, noise, sigmas)
-        return risk.engine.batch_sums(one, risk.batches)
-    return until_precise(draw, risk.batches.size, rtol=rtol, atol=atol,
-                         numbers=progress(range(max(2, max_passes)), "noise", max_passes))
+    def rows(batch: Batch) -> Tensor:
+        batch = risk.place(batch)
+        risk.spend(FORWARD, len(batch))
+        outputs = risk.outputs({}, batch)
+        risk.checked(risk.losses_of(outputs.double(), batch), batch, "loss")
+        logits, mask = risk.loss.softmax_rows(outputs, batch.targets)
+        return ((1 - logits.softmax(-1).square().sum(-1)).clamp(min=0).double() * mask).sum(1)
+    h = risk.engine.examples(rows, risk.batches)
+    shares = [s / s.sum() for s in (torch.ones_like(h), h, h.sqrt()) if s.sum() > 0]
+    return Sample(sum(shares) / len(shares))
+
+
+def group_size(risk: Risk) -> int:
+    """Examples that share a perturbation: as few as keep a core busy, since few examples share little of the noise."""
+    work = 0.0
+    for layer in risk.layers:
+        weight = layer.matrix(risk.weights[layer.name])
+        work += weight.numel() * (math.prod(layer.output_shape) / len(weight) if layer.output_shape else 1)
+    size = int(min(MOST_GROUP, max(LEAST_GROUP, GROUP_WORK / work)))
+    return min(size, max(risk.batches.lengths))
+
+
+def grouped(risk: Risk, rows: Tensor) -> Iterator[Batch]:
+    """The examples at `rows` [groups, size] in batches whose `index` is the group; several where shapes differ."""
+    flat, order = rows.flatten().sort(stable=True)
+    parts: dict[int, list[Batch]] = {}
+    for batch in risk.batches.gather(flat):
+        place = order[batch.rows]
+        for group in (place // rows.shape[1]).unique().tolist():
+            chosen = (place // rows.shape[1] == group).nonzero().squeeze(1)
+            part = replace(batch.select(chosen), index=group, rows=place[chosen])
+            mine = parts.setdefault(group, [])
+            alike = next((i for i, other in enumerate(mine) if other.alike(part)), None)
+            if alike is None:
+                mine.append(part)
+            else:
+                mine[alike] = mine[alike].joined(part)
+    for group in sorted(parts):
+        yield from parts[group]
+
+
+def difference(risk: Risk, model: Perturbed, noises: Sequence[Noise], batch: Batch, sigmas: Sequence[float], *,
+               one_sided: bool = False) -> Tensor:
+    """[L(W + sigma U) + L(W - sigma U)] / 2 - L(W) of every example, [batch, sigmas], float64; noises [sigmas].
+
+    The pair cancels the first-order term exactly. one_sided: L(W + sigma U) - L(W), the papers' way. The losses are
+    float64 from the outputs on: that of a well-fitted example is a small difference of larger numbers.
+    """
+    batch = risk.place(batch)
+
+    def losses(moves: Mapping[str, Move]) -> Tensor:
+        risk.spend(FORWARD, len(batch))
+        with model.moved(moves):
+            return risk.losses_of(risk.outputs({}, batch).double(), batch)
+    plain, columns = losses({}), []
+    for noise, sigma in zip(noises, sigmas, strict=True):
+        up = losses(noise.moves(sigma))
+        columns.append(up - plain if one_sided else (up + losses(noise.moves(-sigma))) / 2 - plain)
+    return torch.stack(columns, 1)
+
+
+@torch.no_grad()
+def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: range, *, layers: Sequence[Layer],
+                spreads: Mapping[str, float | Tensor], numbers: Sequence[int], model: Perturbed) -> Tensor:
+    """Mean differences over the data [groups, sigmas], each from one group of examples with noise of its own.
+
+    numbers: of the stream; together with a group's number they tell its noise and its examples.
+    """
+    size, numel = group_size(risk), sum(risk.weights[x.name].numel() for x in layers)
+    found = []
+    for start in range(groups.start, groups.stop, max(1, GATHERED // size)):
+        some = range(start, min(groups.stop, start + max(1, GATHERED // size)))
+        rows, weights = sample.draw(len(some), size, generator("noise sample", *numbers, start))
+        noises: dict[int, Noise] = {}
+
+        def differences(batch: Batch, noises: dict = noises, first: int = start) -> Tensor:
+            if batch.index not in noises:
+                noises.clear()  # batches of a group follow each other
+                noises[batch.index] = Noise(layers, spreads, numel, *numbers, first + batch.index)
+            return difference(risk, model, [noises[batch.index]] * len(sigmas), batch, sigmas)
+        batches = list(grouped(risk, rows))
+        places = torch.cat([batch.rows for batch in batches])
+        values = risk.engine.examples(differences, batches)
+        if not values.isfinite().all():
+            example, column = (~values.isfinite()).nonzero()[0].tolist()
+            raise InputError(f"the loss under noise of sigma={sigmas[column]:g} is NaN or infinite on example "
+                             f"{int(rows.flatten()[places[example]])} of {risk.batches.name!r}; give smaller sigmas, "
+                             "or measure with --dtype float64")
+        sums = torch.zeros(len(some), len(sigmas), dtype=torch.float64)
+        found.append(sums.index_add(0, places // rows.shape[1], weights.flatten()[places, None] * values))
+    return torch.cat(found)
+
+
+def noise_curve(risk: Risk, sample: Sample, sigmas: Sequence[float], *, layers: Sequence[Layer] | None = None,
+                spreads: Spreads = ISOTROPIC, rtol: float, atol: float = 0.0, max_passes: int, seed: int) -> Curve:
+    """I(sigma) = E L(W + U) - L(W) for every sigma, U Gaussian with standard deviations sigma * spread on `layers`.
+
+    Antithetic pairs; a group of examples shares its U, which serves all sigmas and makes the curve smooth: its entries
+    are correlated. Ends when every entry has a standard error of at most `max(atol, rtol * |value|)`, or when
+    `max_passes` times as many examples as there are have been drawn.
+    """
+    chosen = risk.layers if layers is None else tuple(layers)
+    model = Perturbed(risk, chosen)
+    numbers = (seed, 0 if layers is None else 1 + risk.layers.index(chosen[0]))
+    at_hand = spreads.of(risk)
+
+    def more(start: int, stop: int) -> Tensor:
+        return group_draws(risk, sample, sigmas, range(start, stop), layers=chosen, spreads=at_hand, numbers=numbers,
+                           model=model)
+    limit = max(2, max_passes * risk.batches.size // min(group_size(risk), risk.batches.size))
+    return until_precise(more, limit, rtol, atol)
+
+
+def until_precise(more: Callable[[int, int], Tensor], limit: int, rtol: float, atol: float) -> Curve:
+    """Draws `more(start, stop)` [stop - start, k] until all k means are known, at most `limit`."""
+    found = Curve(more(0, min(limit, FIRST_GROUPS)))
+    for _ in progress(range(limit), "noise"):
+        allowed = (rtol * found.value.abs()).clamp(min=atol).square()
+        variance = found.stderr.square()
+        excess = torch.where(variance > 0, variance / allowed, 0.0).nan_to_num(torch.inf).max().item()
+        doubtful = found.degrees_of_freedom < MIN_DEGREES_OF_FREEDOM and excess * DOUBT > 1
+        if found.draws >= limit or (excess <= 1 and not doubtful):
+            return found
+        wanted = math.ceil(found.draws * min(2.0, max(1.25, 1.1 * excess)))
+        found = Curve(torch.cat([found.values, more(found.draws, min(limit, wanted))]))
+    return found
+
+
+@torch.no_grad()
+def one_sided_curve(risk: Risk, sigmas: Sequence[float], *, layers: Sequence[Layer] | None = None,
+                    spreads: Spreads = ISOTROPIC, rtol: float, atol: float = 0.0, max_passes: int, seed: int) -> Curve:
+    """I(sigma) the papers' way: draws of L(W + U) - L(W), one U for all the data and every sigma.
+
+    Their spread is what the papers print beside the mean. Ends as `noise_curve` does, after at most `max_passes` draws.
+    """
+    chosen = risk.layers if layers is None else tuple(layers)
+    model, at_hand, numel = Perturbed(risk, chosen), spreads.of(risk), sum(risk.weights[x.name].numel() for x in chosen)
+    first = 0 if layers is None else 1 + risk.layers.index(chosen[0])
+
+    def one(number: int) -> Tensor:
+        noises = [Noise(chosen, at_hand, numel, seed, first, number, place) for place in range(len(sigmas))]
+
+        def differences(batch: Batch) -> Tensor:
+            return difference(risk, model, noises, batch, sigmas, one_sided=True).sum(0)
+        return risk.engine.batch_sums(differences, risk.batches).sum(0) / risk.batches.size
+
+    def more(start: int, stop: int) -> Tensor:
+        return torch.stack([one(number) for number in range(start, stop)])
+    return until_precise(more, max(2, max_passes), rtol, atol)

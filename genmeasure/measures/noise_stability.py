@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from genmeasure.curvature.noise import noise_curve
+from genmeasure.curvature.noise import ISOTROPIC, Curve, Sample, Spreads, noise_curve, one_sided_curve, survey
 from genmeasure.errors import InputError
-from genmeasure.estimate import Estimate, StratifiedMean
+from genmeasure.estimate import Estimate
+from genmeasure.layers import Layer
 from genmeasure.predictions import predictions
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
@@ -25,30 +27,59 @@ def grid(sigmas: float | Sequence[float]) -> tuple[float, ...]:
     return found
 
 
-def curve(subject: Subject, *, sigmas: tuple[float, ...], one_sided: bool, rtol: float, atol: float, max_passes: int,
-          seed: int) -> StratifiedMean:
-    """The drawn curve over `sigmas` with its covariance, computed once per subject and setting."""
-    setting = {"sigmas": sigmas, "one_sided": one_sided, "rtol": rtol, "atol": atol, "max_passes": max_passes,
-               "seed": seed}
-    return subject.remember(f"noise {setting}", lambda: noise_curve(subject.risk, **setting))
+def surveyed(subject: Subject) -> Sample:
+    """`survey`, computed once per subject."""
+    return subject.remember("noise survey", lambda: survey(subject.risk))
+
+
+def curve(subject: Subject, layer: Layer | None = None, *, sigmas: tuple[float, ...], one_sided: bool = False,
+          spreads: Spreads = ISOTROPIC, rtol: float, atol: float, max_passes: int, seed: int) -> Curve:
+    """The drawn curve over `sigmas` with noise in one layer, or in all of them, once per subject and setting."""
+    setting = {"sigmas": sigmas, "spreads": spreads, "rtol": rtol, "atol": atol, "max_passes": max_passes,
+               "seed": seed, "layers": None if layer is None else (layer,)}
+
+    def compute() -> Curve:
+        if one_sided:
+            return one_sided_curve(subject.risk, **setting)
+        return noise_curve(subject.risk, surveyed(subject), **setting)
+    name = "total" if layer is None else layer.name
+    return subject.remember(f"noise {name} {one_sided} {setting | {'layers': name}}", compute)
+
+
+def groups(subject: Subject, per_layer: bool) -> dict[str, Layer | None]:
+    """Names of readings and the layer that has the noise: each one, if asked, and `total` for all of them at once."""
+    return {**({x.name: x for x in subject.layers} if per_layer else {}), "total": None}
 
 
 @measure("noise-stability", index=("layer", "sigma", "term"), unit="loss",
          source="Ju, Li & Zhang 2022, arXiv:2206.02659; measures.md 6")
-def noise_stability(subject: Subject, *, sigmas: tuple[float, ...] = SIGMAS, one_sided: bool = False,
+def noise_stability(subject: Subject, *, sigmas: tuple[float, ...] = SIGMAS, per_layer: bool = False,
+                    covariance: str = "isotropic", layer_sigmas: tuple[float, ...] = (), one_sided: bool = False,
                     rtol: float = RTOL, atol: float = 0.0, max_passes: int = MAX_PASSES,
                     seed: int = 0) -> dict[tuple[str, float, str], Estimate]:
-    """I(sigma) = E L(W + U) - L(W) on the training data, U ~ N(0, sigma^2) on every selected weight.
+    """I(sigma) = E L(W + U) - L(W) on the training data, U Gaussian with standard deviation sigma on selected weights.
 
-    sigma is a standard deviation. Draws are antithetic pairs +-U, one U per batch and pass for all sigmas; one_sided
-    draws +U only, as the papers do. `perturbed-loss` is E L(W + U). Stops when every sigma has a relative standard
-    error of `rtol`, an absolute one of `atol`, or after `max_passes`.
+    covariance: `isotropic`; `norm`, where sigma is relative to the root mean square of a layer's weights; `weight`,
+    where it is relative to each weight's size. layer_sigmas: numbers that multiply sigma, one for each layer in
+    execution order. per_layer: also with noise in one layer at a time. `perturbed-loss` is E L(W + U).
+
+    Draws are antithetic pairs +-U, one U for all sigmas and a few examples, which are sampled by how much their losses
+    may move. They end when every sigma has a relative standard error of `rtol`, an absolute one of `atol`, or when
+    `max_passes` times the number of examples were drawn; n counts the U.
+
+    one_sided: as the papers draw, +U only, another U for every sigma and the same for all the data, `max_passes` of
+    them; `sd` is the standard deviation over these draws (ddof 1).
     """
-    sigmas = grid(sigmas)
-    drawn = curve(subject, sigmas=sigmas, one_sided=one_sided, rtol=rtol, atol=atol, max_passes=max_passes, seed=seed)
+    sigmas, spreads = grid(sigmas), Spreads(covariance, tuple(layer_sigmas))
     loss = predictions(subject).loss.mean().item()
     result: dict[tuple[str, float, str], Estimate] = {}
-    for sigma, value in zip(sigmas, drawn.estimates(), strict=True):
-        result["total", sigma, "stability"] = value
-        result["total", sigma, "perturbed-loss"] = Estimate(loss + value.value, value.stderr, value.n)
+    for name, layer in groups(subject, per_layer).items():
+        drawn = curve(subject, layer, sigmas=sigmas, one_sided=one_sided, spreads=spreads, rtol=rtol, atol=atol,
+                      max_passes=max_passes, seed=seed)
+        for sigma, value in zip(sigmas, drawn.estimates(), strict=True):
+            result[name, sigma, "stability"] = value
+            result[name, sigma, "perturbed-loss"] = Estimate(loss + value.value, value.stderr, value.n)
+            if one_sided:  # of a Gaussian sample's standard deviation, as good a guess of its error as any
+                sd = value.stderr * math.sqrt(value.n)
+                result[name, sigma, "sd"] = Estimate(sd, sd / math.sqrt(2 * (value.n - 1)), value.n)
     return result

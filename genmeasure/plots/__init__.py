@@ -12,12 +12,15 @@ from genmeasure.plots.bound_comparison import bound_comparison
 from genmeasure.plots.hessian_against_noise import hessian_against_noise
 from genmeasure.plots.hessian_density import MATRICES, POINT, hessian_density
 from genmeasure.plots.layer_distances import layer_distances
+from genmeasure.plots.layer_noise_stability import layer_noise_stability
 from genmeasure.plots.measure_against_gap import measure_against_gap
+from genmeasure.plots.noise_curves import noise_curves
 from genmeasure.plots.style import save
 from genmeasure.report.readings import select, tidy, usual_grouping
+from genmeasure.tables import layer_noise_stability as layer_tables
 
 __all__ = ["all_plots", "bound_comparison", "hessian_against_noise", "hessian_density", "layer_distances",
-           "measure_against_gap", "write_plots"]
+           "layer_noise_stability", "measure_against_gap", "noise_curves", "write_plots"]
 
 PREDICTORS = (("ju2022", "total", ""), ("hessian-distance", "vH+v-max", "total"), ("hessian-trace", "", "total"),
               ("distance", "frobenius", "total"))
@@ -37,6 +40,10 @@ def all_plots(readings: pd.DataFrame, *, by: str | None = None, classes: int | N
     stability = select(frame, "noise-stability", term="stability")
     if (stability["value"] > 0).any():
         yield "hessian-against-noise", hessian_against_noise(readings, by=group, classes=classes)
+        if len(set(stability["subject"])) > 1:
+            yield "noise-curves", noise_curves(readings, by=group)
+    if len(drawn := layer_tables(readings, by=group)) and (drawn["stability"] > 0).any():
+        yield "layer-noise-stability", layer_noise_stability(readings, by=group)
     gaps = select(frame, "gap", term=gap).set_index("subject")["value"].dropna()
     for measure, term, layer in PREDICTORS:
         rows = select(frame, measure, term=term, layers=(layer,))

@@ -1,7 +1,7 @@
 """Numbers as a reader wants them: as many digits as are known, powers of ten where needed.
 
-A table keeps full precision; a column `x` may have companions `x stderr` or `x low` and `x high`, which are shown
-with it as `x ± stderr` or `x [low, high]`.
+A table keeps full precision; a column `x` may have companions `x stderr` (or `x sd`) or `x low` and `x high`, which
+are shown with it as `x ± stderr` or `x [low, high]`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-COMPANIONS = (" stderr", " low", " high")
+COMPANIONS = (" stderr", " low", " high", " sd")
 MISSING = "–"
 _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
@@ -79,9 +79,10 @@ def _cell(table: pd.DataFrame, position: int, column: str) -> Cell:
         return Cell(str(value).replace("-", "−"), float(value))
     if not isinstance(value, float):
         return Cell(str(value), str(value))
-    stderr, low, high = (float(table[column + end].iloc[position]) if column + end in table.columns else math.nan
-                         for end in COMPANIONS)
-    return Cell(number(value, stderr) if math.isnan(low) else interval(value, low, high), float(value))
+    stderr, low, high, sd = (float(table[column + end].iloc[position]) if column + end in table.columns else math.nan
+                             for end in COMPANIONS)
+    spread = sd if math.isnan(stderr) else stderr
+    return Cell(number(value, spread) if math.isnan(low) else interval(value, low, high), float(value))
 
 
 def _exponent(value: float) -> int:

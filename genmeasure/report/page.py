@@ -28,6 +28,12 @@ TABLES = {
     "hessian-validity": ("Where the Hessian approximation holds",
                          "Relative residual sum of squares over the sigmas, and the sigmas between which curve and "
                          "parabola are less than 10 % apart (median over checkpoints)."),
+    "noise-stability-published": ("Noise stability as the papers print it",
+                                  "Mean ± standard deviation of one draw, one-sided; beside it σ²/2 · tr H, "
+                                  "σ² · tr H (paper), and the relative residual sum of squares over all σ."),
+    "noise-stability-layers": ("Noise stability layer by layer",
+                               "Noise in one layer at a time. Value ± standard error; taylor = σ²/2 · tr H of the "
+                               "layer's block."),
     "correlations": ("Correlation with the generalization gap",
                      "Coefficient [95 % bootstrap interval over checkpoints]; positive: the larger the quantity, the "
                      "larger the gap. Kendall is tau-b. All quantities stand in correlations.csv."),
@@ -38,6 +44,9 @@ AGAINST = ("Each point is a checkpoint. Line: least squares; band and brackets: 
 PLOTS = {
     "hessian-against-noise": "Noise stability and its Hessian approximation. Bands and bars are 95 % intervals; grey: "
                              "less than 10 % apart; hollow: near the loss of a random guess.",
+    "noise-curves": "Noise stability of every checkpoint with its 95 % band; dashed: σ²/2 · tr H.",
+    "layer-noise-stability": "Noise stability with noise in one layer at a time, layers in execution order. Right: "
+                             "over σ²/2 · tr H of the layer's block; white where they agree.",
     "gap-against-ju2022": AGAINST,
     "gap-against-": AGAINST,
     "layer-distances": "Distance from the start, layer by layer; bars are 95 % intervals over checkpoints.",

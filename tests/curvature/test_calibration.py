@@ -5,11 +5,9 @@ import torch
 from dense import TANH, Dense, assert_calibrated, make
 from torch import nn
 
-from genmeasure.curvature.noise import noise_curve
 from genmeasure.curvature.products import hessian_product
 from genmeasure.curvature.trace import block_traces
 from genmeasure.data.batches import Batches
-from genmeasure.losses import Loss
 from genmeasure.subject import subject
 
 SEEDS, PASSES = 400, 40
@@ -102,21 +100,3 @@ def test_gauss_newton_traces_from_drawn_labels():
         z.append(z_scores(found, whole, slice(2)))
     assert_calibrated(z)
 
-
-def half_square(outputs, targets):
-    return 0.5 * outputs[:, 0] ** 2
-
-
-def test_noise_stability_of_a_quadratic():
-    x = torch.randn(48, 5, generator=torch.Generator().manual_seed(0)).double()
-    net = nn.Linear(5, 1, bias=False).double()
-    s = subject(net, net, Batches.from_arrays(x, torch.zeros(48), batch_size=12), dtype="float64", device="cpu",
-                loss=Loss("half square", half_square, classification=False))
-    trace = x.square().sum(1).mean().item()
-    for one_sided in (False, True):
-        z = []
-        for seed in range(SEEDS):
-            found = noise_curve(s.risk, (0.01, 1.0), one_sided=one_sided, rtol=0, atol=0, max_passes=PASSES, seed=seed)
-            truth = torch.tensor([0.01**2, 1.0]) / 2 * trace
-            z.append(((found.value - truth) / found.stderr).tolist())
-        assert_calibrated(z)

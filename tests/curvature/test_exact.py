@@ -3,13 +3,12 @@
 import pytest
 import scipy.linalg
 import torch
-from dense import RELU, TANH, Dense, make, small_net_with
+from dense import RELU, TANH, Dense, make, noise_differences, small_net_with
 
 from genmeasure.curvature import trace
 from genmeasure.curvature.forms import hessian_forms, positive_forms
 from genmeasure.curvature.gauss_newton import by_count, gauss_newton_forms, piecewise_linear
 from genmeasure.curvature.lanczos import extreme_eigenvalues
-from genmeasure.curvature.noise import antithetic_difference
 from genmeasure.curvature.products import Operator, hessian_product
 from genmeasure.curvature.survey import negligible
 from genmeasure.curvature.taps import find_taps
@@ -307,4 +306,4 @@ def test_noise_pairs_have_no_first_order_term():
     flat = torch.cat([noise[x.name].reshape(-1) for x in s.layers])
     sigma = 1e-3
     truth = sigma**2 / 2 * flat @ (dense.hessian(slice(0, 5)) * 5) @ flat
-    assert antithetic_difference(s.risk, batch, noise, [sigma]).item() == pytest.approx(truth.item(), rel=2e-3)
+    assert noise_differences(s, batch, noise, sigma) == pytest.approx(truth.item(), rel=2e-3)

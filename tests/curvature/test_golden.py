@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from dense import noise_differences
 from torch import nn
 
 from genmeasure.curvature.forms import absolute_value_bracket, hessian_forms, positive_forms
 from genmeasure.curvature.gauss_newton import gauss_newton_forms
 from genmeasure.curvature.lanczos import extreme_eigenvalues, lanczos
-from genmeasure.curvature.noise import antithetic_difference, noise_curve, one_sided_difference
+from genmeasure.curvature.noise import noise_curve, one_sided_curve, survey
 from genmeasure.curvature.products import batch_hessian_product
 from genmeasure.curvature.taps import find_taps
 from genmeasure.curvature.trace import block_traces, hutchinson
@@ -51,8 +52,8 @@ def test_noise_stability_of_a_quadratic_is_its_parabola():
     nodes, weights = np.polynomial.hermite_e.hermegauss(4)
     weights = weights / weights.sum()
     for sigma in (0.01, 1.0, 30.0):
-        for difference in (antithetic_difference, one_sided_difference):
-            total = sum(p * q * difference(s.risk, batch, {"": torch.tensor([[a, b]]).double()}, [sigma]).item()
+        for one_sided in (False, True):
+            total = sum(p * q * noise_differences(s, batch, {"": torch.tensor([[a, b]]).double()}, sigma, one_sided)
                         for a, p in zip(nodes, weights, strict=True) for b, q in zip(nodes, weights, strict=True))
             assert total == pytest.approx(sigma**2 / 2 * 5, rel=1e-10)
 
@@ -69,7 +70,7 @@ def test_noise_stability_of_a_cosine(sigma, stability):
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     weights = weights / weights.sum()
     batch = next(iter(s.train))
-    total = sum(w * antithetic_difference(s.risk, batch, {"": torch.tensor([[u]]).double()}, [sigma]).item()
+    total = sum(w * noise_differences(s, batch, {"": torch.tensor([[u]]).double()}, sigma)
                 for u, w in zip(nodes, weights, strict=True))
     assert total == pytest.approx(stability, abs=1e-8)
     assert total == pytest.approx(1 - math.exp(-sigma**2 / 2), rel=1e-10)
@@ -78,8 +79,8 @@ def test_noise_stability_of_a_cosine(sigma, stability):
 def test_antithetic_pairs_have_no_first_order_variance():
     """Away from the minimum a linear term is large; one-sided draws carry it, pairs do not."""
     s = linear(torch.full((1, 2), 100.0), torch.zeros(1, 2), torch.eye(2), torch.zeros(2, 1))
-    pairs, single = (noise_curve(s.risk, [0.01], one_sided=flag, rtol=0, atol=0, max_passes=50, seed=0)
-                     for flag in (False, True))
+    pairs = noise_curve(s.risk, survey(s.risk), [0.01], rtol=0, max_passes=50, seed=0)
+    single = one_sided_curve(s.risk, [0.01], rtol=0, max_passes=50, seed=0)
     assert pairs.stderr.item() < 1e-3 * single.stderr.item()
     assert abs(pairs.value.item() - 0.01**2 / 2) < 5 * pairs.stderr.item()
 
