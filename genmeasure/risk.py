@@ -91,6 +91,10 @@ class Risk:
         """[batch, classes], or [batch, ...] as the loss takes them; not scaled."""
         return functional_call(self._model, {self._paths[k]: w for k, w in weights.items()}, (batch,))
 
+    def outputs_of_state(self, state: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """As `outputs`, with any parameters and buffers replaced, by their paths in the state dict."""
+        return functional_call(self._model, {f"model.{k}": t for k, t in state.items()}, (batch,))
+
     def losses(self, weights: Weights, batch: Batch) -> Tensor:
         """[batch]."""
         return self.losses_of(self.outputs(weights, batch), batch)

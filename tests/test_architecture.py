@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 ROWS = (  # from the bottom
     {"errors", "estimate", "registry", "losses"},
     {"engine", "checkpoints", "data"},
-    {"risk", "curvature", "layers", "norms"},
-    {"subject", "predictions"},
+    {"risk", "curvature", "layers", "norms", "spectral"},
+    {"subject", "predictions", "symbolic", "path_norm", "lipschitz"},
     {"measures", "bounds", "training"},
     {"study", "demo"},
     {"report", "tables", "plots", "correlate"},
