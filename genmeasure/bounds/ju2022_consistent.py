@@ -24,7 +24,7 @@ def inverse_row_sum(confusion: Tensor) -> float:
 def symmetric_confusion(rate: float, classes: int) -> Tensor:
     """F [k, k] where a label is wrong with probability `rate`, and then each of the others equally often."""
     off = rate / (classes - 1)
-    return torch.full((classes, classes), off, dtype=torch.float64) + (1 - rate - off) * torch.eye(classes)
+    return off + (1 - rate - off) * torch.eye(classes, dtype=torch.float64)
 
 
 def confusion_of(subject: Subject, rate: float | None) -> Tensor:

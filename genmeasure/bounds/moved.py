@@ -36,8 +36,10 @@ class Moved:
         return self.end - self.start
 
     def value(self, coordinates: Tensor, like: Tensor) -> Tensor:
-        """The state's entry at these coordinates."""
-        return (coordinates if self.offset is None else coordinates.exp() - self.offset).to(like)
+        """The state's entry at these coordinates; a variance keeps a thousandth of eps above what would divide by 0."""
+        if self.offset is not None:
+            coordinates = (coordinates.exp() - self.offset).clamp(min=-0.999 * self.offset)
+        return coordinates.to(like)
 
 
 def moved(subject: Subject) -> tuple[list[Moved], int]:
