@@ -79,6 +79,12 @@ class Risk:
         self.device, self.dtype = some.device, some.dtype
         self.passes = 0.0
 
+    def restricted(self, layers: Sequence[Layer]) -> Risk:
+        """The same risk as a function of these layers' weights alone; what it spends counts here as well."""
+        risk = Risk(self._model.model, self.loss, layers, self.batches, self.engine)
+        risk.spend = self.spend
+        return risk
+
     def spend(self, cost: float, examples: int) -> None:
         """Record a computation that costs `cost` forward-equivalents on each of `examples`."""
         self.passes += cost * examples / self.batches.size

@@ -20,7 +20,7 @@ from genmeasure.errors import InputError, second_derivative, unknown
 from genmeasure.estimate import Estimate, Estimates
 from genmeasure.measures.hessian_trace import LAYER_RTOL, MAX_PASSES, RTOL, traces
 from genmeasure.registry import bound
-from genmeasure.risk import FORWARD, Risk
+from genmeasure.risk import FORWARD
 from genmeasure.subject import Subject
 
 GRID, LARGEST = 64, 32.0
@@ -118,10 +118,8 @@ def _layer_traces(subject: Subject, paths: set[str], max_passes: int, seed: int)
     if len(layers) == len(subject.layers):
         found = traces(subject, **setting)
     else:
-        risk = Risk(subject.model, subject.loss, layers, subject.train, subject.engine)
         with second_derivative():
-            found = block_traces(risk, **setting)
-        subject.risk.passes += risk.passes
+            found = block_traces(subject.risk.restricted(layers), **setting)
     unit_vectors = torch.eye(len(layers), dtype=torch.float64)
     return {x.parameter: found.estimate(e).value for x, e in zip(layers, unit_vectors, strict=True)}
 

@@ -1,4 +1,4 @@
-"""Every bound of prior work beside a slow literal twin, its golden numbers, and the sanity properties of bounds.md 7."""
+"""Bounds of prior work beside slow literal twins, their golden numbers, the sanity properties of bounds.md 7."""
 
 import math
 
@@ -118,7 +118,7 @@ def unrolled(s):
 def margin_of(s, percentile=0.1):
     x, y = next(iter(s.train)).inputs[0], s.train.labels
     out = s.model(x).detach().numpy()
-    values = [row[label] - max(row[j] for j in range(len(row)) if j != label) for row, label in zip(out, y, strict=True)]
+    values = [row[label] - max(np.delete(row, label)) for row, label in zip(out, y.tolist(), strict=True)]
     return float(np.quantile(values, percentile))
 
 
@@ -279,7 +279,8 @@ def test_t2_with_a_reference_only_if_its_head_is_scaled_too(name, parameters):
 
 @pytest.mark.parametrize(("name", "parameters"), [
     ("pitas2017", {}), ("long2020", {}), ("gouk2021", {}), ("bartlett2017", {}),
-    ("arora2018", {"examples": 30}), ("ju2022-trace", {}), ("ju2022-consistent", {}), ("zhang2024", {"variant": "max"})])
+    ("arora2018", {"examples": 30}), ("ju2022-trace", {}), ("ju2022-consistent", {}),
+    ("zhang2024", {"variant": "max"})])
 def test_t3_four_times_the_examples_halve_a_table_form(name, parameters):
     assert total(chain(copies=4), name, **parameters) == pytest.approx(total(chain(), name, **parameters) / 2, rel=1e-7)
 
@@ -345,7 +346,8 @@ def test_t7_squared_loss_and_softmax():
     c = nn.functional.cross_entropy(net(x), torch.arange(16) % 4, reduction="none").max().item()
     assert total(s, "ju2022") == pytest.approx(math.sqrt(c * variance.max().item() / 16), rel=1e-8)
     traces = (1 - (p**2).sum(1)) * x.square().sum(1)
-    assert total(s, "ju2022-trace") == pytest.approx(math.sqrt(c * traces.max().item() / 16) * v.norm().item(), rel=1e-8)
+    trace = math.sqrt(c * traces.max().item() / 16) * v.norm().item()
+    assert total(s, "ju2022-trace") == pytest.approx(trace, rel=1e-8)
 
 
 def test_t9_inequalities_between_the_hessian_bounds():
@@ -529,8 +531,9 @@ def test_traces_of_the_positive_part_are_calibrated():
     """A smooth network: the trace drawn for the chosen example against the dense Hessians of all examples."""
     s = dense.make(dense.TANH)
     truth = dense.Dense(s)
+    blocks = [truth.hessian(slice(i, i + 1)) for i in range(12)]
     traces = torch.stack([torch.stack([torch.linalg.eigvalsh(block[rows, rows]).clamp(min=0).sum()
-                                       for rows in truth.rows]) for block in (truth.hessian(slice(i, i + 1)) for i in range(12))])
+                                       for rows in truth.rows]) for block in blocks])
     found = [largest_positive_traces(s.risk, candidates=24, probes=64, steps=40, seed=seed) for seed in range(40)]
     for i, layer in enumerate(s.layers):
         each = [f[layer.name] for f in found]
