@@ -17,6 +17,7 @@ from genmeasure.spectral import operator_norm_upper
 from genmeasure.subject import Subject
 from genmeasure.symbolic import ADDS, CONVOLUTIONS, MAX_POOLS, MEANS, SHAPES, NoRule, Symbolic, plain, rearranged, run
 
+MEAN_POOLS = frozenset({"avg_pool1d", "avg_pool2d", "avg_pool3d"})
 STEEPEST = {"relu": 1.0, "relu_": 1.0, "leaky_relu": 1.0, "leaky_relu_": 1.0, "elu": 1.0, "tanh": 1.0, "sigmoid": 0.25,
             "gelu": 1.1290, "silu": 1.0999, "softplus": 1.0, "hardtanh": 1.0, "relu6": 1.0, "dropout": 1.0,
             "log_softmax": math.sqrt(2), "softmax": 1.0}
@@ -61,7 +62,7 @@ class Slope(Symbolic):
         if name in ("cat", "concat"):
             found = torch.cat([plain(p) for p in args[0]], *args[1:], **kwargs)
             return cls.of(found, 0.5 * _log_sum([2 * p.log for p in parts]), x.facts)
-        if name in MAX_POOLS:
+        if name in MAX_POOLS or name in MEAN_POOLS:
             return cls.of(*_pooled(name, func, x, args, kwargs), x.facts)
         raise NoRule(name)
 
@@ -71,17 +72,18 @@ def _log_sum(logs: list[float]) -> float:
 
 
 def _pooled(name: str, func: Callable, x: Slope, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, float]:
-    """Each pixel counts once for each window that it is in."""
-    names = ("kernel_size", "stride")
+    """Each pixel counts once for each window that it is in; a mean over k whole windows' entries divides by sqrt(k)."""
+    names = ("kernel_size", "stride", "padding", "ceil_mode")
     given = dict(zip(names, args[1:], strict=False)) | {k: v for k, v in kwargs.items() if k in names}
-    axes = int(name[len("max_pool")])
+    axes = int(name[len("max_pool")])  # as long as avg_pool
     kernel = given["kernel_size"] if isinstance(given["kernel_size"], (tuple, list)) else (given["kernel_size"],) * axes
     stride = given.get("stride") or kernel
     stride = stride if isinstance(stride, (tuple, list)) else (stride,) * axes
     found = func(plain(x), *args[1:], **kwargs)
     found = found[0] if isinstance(found, tuple) else found
     windows = math.prod(math.ceil(k / s) for k, s in zip(kernel, stride, strict=True))
-    return torch.zeros_like(found), x.log + 0.5 * math.log(windows)
+    whole = name in MEAN_POOLS and given.get("padding", 0) == 0 and not given.get("ceil_mode", False)
+    return torch.zeros_like(found), x.log + 0.5 * math.log(windows / (math.prod(kernel) if whole else 1))
 
 
 class _Facts:

@@ -13,7 +13,7 @@ from genmeasure.norms import frobenius
 from genmeasure.registry import bound
 from genmeasure.subject import Subject
 
-CANDIDATES, PROBES, STEPS = 8, 16, 12
+CANDIDATES, PROBES, STEPS = 6, 16, 10
 
 
 def positive_traces(subject: Subject, **setting: int) -> dict[str, Estimate]:

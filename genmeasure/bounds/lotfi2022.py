@@ -101,7 +101,7 @@ def best_compressed(subject: Subject, search_examples: int) -> tuple[Compressed,
 @bound("lotfi2022", index=("term",), unit={"bits": "bits", "*-nats": "nats"}, needs=("classes",),
        kind={"kl": "certificate", "catoni": "certificate"}, source="Lotfi et al. 2022, arXiv:2211.13609",
        assumes=(independent_start, distinct_examples))
-def lotfi2022(subject: Subject, *, variant: str = "kl", delta: float = 0.05, search_examples: int = 512,
+def lotfi2022(subject: Subject, *, variant: str = "kl", delta: float = 0.05, search_examples: int = 256,
               start_saw_sample: bool = False) -> dict[str, Estimate]:
     """0-1 error of the network whose difference from the start is compressed to few bits; holds with 1 - delta.
 

@@ -200,7 +200,7 @@ def drawn_error(subject: Subject, posterior: Posterior, *, draws: int, draw_size
        source="Maurer 2004, arXiv:cs/0411099; Dziugaite & Roy 2017, arXiv:1703.11008; variances: bounds.md 3.7",
        assumes=(independent_start, distinct_examples))
 def pacbayes_kl(subject: Subject, *, variant: str = "layerwise", delta: float = 0.05, draws: int = 500,
-                draw_size: int = 8, search_examples: int = 512, trace_max_passes: int = MAX_PASSES,
+                draw_size: int = 8, search_examples: int = 256, trace_max_passes: int = MAX_PASSES,
                 start_saw_sample: bool = False, seed: int = 0) -> dict[str, Estimate]:
     """0-1 error of the fine-tuned network with Gaussian noise on its weights, prior at the start; holds with 1 - delta.
 

@@ -157,7 +157,7 @@ def true_error(weight, bias, shift=0.6):
 def test_pac_bayes_beside_its_literal_twin():
     s = classifier()
     found, posterior = terms(s, "pacbayes-kl"), pacbayes_kl.found_posterior(
-        s, "layerwise", examples=512, max_passes=200, seed=0)
+        s, "layerwise", examples=256, max_passes=200, seed=0)
     tensors, count = moved(s)
     assert (count, [m.path for m in tensors]) == (2, ["weight", "bias"])
     kl = sum(float(((m.end - m.start) ** 2).sum()) / (2 * sigma**2)
@@ -177,7 +177,7 @@ def test_pac_bayes_beside_its_literal_twin():
 def test_isotropic_noise_beside_its_literal_twin():
     s = classifier()
     found, posterior = terms(s, "pacbayes-kl", variant="isotropic"), pacbayes_kl.found_posterior(
-        s, "isotropic", examples=512, max_passes=200, seed=0)
+        s, "isotropic", examples=256, max_passes=200, seed=0)
     (sigma,) = set(posterior.sigmas)
     step = round(-100 * math.log(sigma**2 / 0.1))
     which = choice_nats(2, [0, 0], 1)
@@ -189,7 +189,7 @@ def test_isotropic_noise_beside_its_literal_twin():
 def test_the_posteriors_error_is_that_of_its_draws():
     """Exact for a linear classifier: the mean over the posterior of the error on the training examples."""
     s = classifier()
-    posterior = pacbayes_kl.found_posterior(s, "layerwise", examples=512, max_passes=200, seed=0)
+    posterior = pacbayes_kl.found_posterior(s, "layerwise", examples=256, max_passes=200, seed=0)
     drawn = pacbayes_kl.drawn_error(s, posterior, draws=2000, draw_size=8, seed=0)
     x, y = torch.cat([b.inputs[0] for b in s.train]).double(), s.train.labels
     weight, bias = (m.end for m in moved(s)[0])
@@ -205,7 +205,7 @@ def test_the_posteriors_error_is_that_of_its_draws():
 def test_compression_beside_its_literal_twin():
     s = classifier()
     found = terms(s, "lotfi2022")
-    best, wrong, setting = lotfi2022.best_compressed(s, 512)
+    best, wrong, setting = lotfi2022.best_compressed(s, 256)
     nats = choice_nats(2, [0, 0], 1) + math.log(len(lotfi2022.STEPS) * len(lotfi2022.RANKS))
     for m in moved(s)[0]:
         move = m.move.numpy().ravel()
@@ -297,9 +297,9 @@ def risk_of(s, name, variant):
     if name == "hold-out":
         return true_error(s.state["weight"], s.state["bias"]).item()
     if name == "lotfi2022":
-        state = lotfi2022.best_compressed(s, 512)[0].state
+        state = lotfi2022.best_compressed(s, 256)[0].state
         return true_error(state["weight"], state["bias"]).item()
-    posterior = pacbayes_kl.found_posterior(s, variant, examples=512, max_passes=4, seed=0)
+    posterior = pacbayes_kl.found_posterior(s, variant, examples=256, max_passes=4, seed=0)
     draw = torch.Generator().manual_seed(1)
     tensors, _ = moved(s)
     drawn = {m.path: m.end + sigma * torch.randn(400, *m.end.shape, generator=draw, dtype=torch.float64)
