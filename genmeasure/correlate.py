@@ -27,7 +27,7 @@ COEFFICIENTS = ("pearson", "pearson-log", "spearman", "kendall")
 KEY = ["measure", "variant", "layer", "sigma", "term"]
 COLUMNS = ("group", "gap", *KEY[:2], "kind", *KEY[2:], "n", "clusters", "missing", "nonfinite", "pairs", "tied-pairs",
            "tied-pairs-gap", "flag", *(f"{c}{end}" for c in COEFFICIENTS for end in ("", "-low", "-high")))
-FLAGS = ("assumes:", "vacuous", "density@")
+FLAGS = ("assumes:", "vacuous", "not-defined", "density@")
 """Terms that answer yes or no, or are points of a curve; they are no quantities to rank checkpoints by."""
 
 

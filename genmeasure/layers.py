@@ -1,4 +1,4 @@
-"""What a layer is: which weights are measured, in which order, what follows them, and the linear map that they are."""
+"""What a layer is: which weights are measured, in which order, and what follows them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
-from torch.func import functional_call, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genmeasure.data.batches import Batch
@@ -175,32 +172,3 @@ def folded(layer: Layer, state: Mapping[str, Tensor], model: nn.Module) -> Tenso
     if scale is None:
         return weight
     return weight * (scale if transposed(layer.module) else scale.reshape(-1, *[1] * (weight.ndim - 1)))
-
-
-def operator_norm(layer: Layer, weight: Tensor, tolerance: float = 1e-8) -> float:
-    """Spectral norm of the layer as the linear map that it is: stride, padding, dilation and groups included.
-
-    Golub-Kahan type iteration (ARPACK) on the convolution and its transpose.
-    """
-    if not layer.convolution:
-        return torch.linalg.matrix_norm(matrix(weight).double(), 2).item()
-    parameters = {"weight": weight.detach().double().cpu()}
-    if layer.module.bias is not None:
-        parameters["bias"] = torch.zeros(len(weight), dtype=torch.float64)
-
-    def convolution(x: Tensor) -> Tensor:
-        return functional_call(layer.module, parameters, (x,))
-    _, pull = vjp(convolution, torch.zeros(1, *layer.input_shape, dtype=torch.float64))
-
-    def apply(x: np.ndarray) -> np.ndarray:
-        return convolution(torch.from_numpy(x).reshape(1, *layer.input_shape)).numpy().ravel()
-
-    def transpose(y: np.ndarray) -> np.ndarray:
-        return pull(torch.from_numpy(y).reshape(1, *layer.output_shape))[0].numpy().ravel()
-
-    rows, columns = math.prod(layer.output_shape), math.prod(layer.input_shape)
-    if min(rows, columns) < 3:
-        return float(np.linalg.norm(np.stack([apply(e) for e in np.eye(columns)]), 2))
-    operator = LinearOperator((rows, columns), matvec=apply, rmatvec=transpose, dtype=np.float64)
-    start = np.random.default_rng(0).standard_normal(min(rows, columns))
-    return float(svds(operator, k=1, tol=tolerance, return_singular_vectors=False, v0=start)[0])

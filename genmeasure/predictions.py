@@ -24,10 +24,12 @@ class Predictions:
     error: 1 for a wrong prediction; None for a loss without right and wrong. margin: f(x)_y - max over the other
     classes, on raw outputs, of the given label; None for a loss without one class per example. wrong: 1 where the given
     label is not the true one. input_norm: Euclidean norm of an example's floating-point inputs, nan where it has none.
+    output_norm: of its outputs.
     """
 
     loss: Tensor
     input_norm: Tensor
+    output_norm: Tensor
     share: Tensor
     error: Tensor | None = None
     margin: Tensor | None = None
@@ -77,7 +79,7 @@ def _predict(subject: Subject, data: Batches) -> Predictions:
         floats = [t.flatten(1) for t in batch.input_tensors() if t.is_floating_point() and t.ndim > 1]
         one = torch.ones(len(batch), dtype=outputs.dtype, device=outputs.device)
         columns = [factor * loss(outputs, batch.targets),
-                   torch.cat(floats, 1).norm(dim=1) if floats else torch.nan * one,
+                   torch.cat(floats, 1).norm(dim=1) if floats else torch.nan * one, outputs.flatten(1).norm(dim=1),
                    one if loss.predictions is None else factor * loss.predictions(batch.targets).double()]
         if errors is not None:
             columns.append(factor * errors(outputs, batch.targets))
@@ -96,7 +98,7 @@ def _predict(subject: Subject, data: Batches) -> Predictions:
         raise InputError(f"the loss of {subject.name!r} is NaN or infinite on example {int(bad[0])} of {data.name!r} "
                          f"(batch {batch}) and {len(bad) - 1} others; check the inputs, or measure with --dtype "
                          "float64")
-    names = ["loss", "input_norm", "share", *(["error"] if errors is not None else []),
+    names = ["loss", "input_norm", "output_norm", "share", *(["error"] if errors is not None else []),
              *(["margin"] if classes else []),
              *(["clean_loss", "clean_error", "wrong"] if errors is not None and noisy else [])]
     return Predictions(**dict(zip(names, table.unbind(1), strict=True)))

@@ -36,6 +36,8 @@ class Member:
     `KINDS`, or by the value of the parameter `variant`.
     source: where the definition is published. assumes: checks that a bound's theorem needs, each
     `check(subject, parameters) -> None | sentence` saying how this subject violates it.
+    defined: says why the definition has no expression for a subject, or None where it has; then the reading has the
+    term `not-defined` alone.
     needs: `test` data or a loss with `classes`; without them `audit` leaves the member out.
     costly: the demo, which audits many checkpoints in minutes, leaves the member out.
     """
@@ -48,6 +50,7 @@ class Member:
     kind: str | Mapping[str, str] = "measure"
     source: str = ""
     assumes: tuple[Callable, ...] = ()
+    defined: Callable | None = None
     needs: tuple[str, ...] = ()
     costly: bool = False
 

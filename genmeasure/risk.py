@@ -79,6 +79,12 @@ class Risk:
         self.device, self.dtype = some.device, some.dtype
         self.passes = 0.0
 
+    def restricted(self, layers: Sequence[Layer]) -> Risk:
+        """The same risk as a function of these layers' weights alone; what it spends counts here as well."""
+        risk = Risk(self._model.model, self.loss, layers, self.batches, self.engine)
+        risk.spend = self.spend
+        return risk
+
     def spend(self, cost: float, examples: int) -> None:
         """Record a computation that costs `cost` forward-equivalents on each of `examples`."""
         self.passes += cost * examples / self.batches.size
@@ -90,6 +96,10 @@ class Risk:
     def outputs(self, weights: Weights, batch: Batch) -> Tensor:
         """[batch, classes], or [batch, ...] as the loss takes them; not scaled."""
         return functional_call(self._model, {self._paths[k]: w for k, w in weights.items()}, (batch,))
+
+    def outputs_of_state(self, state: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """As `outputs`, with any parameters and buffers replaced, by their paths in the state dict."""
+        return functional_call(self._model, {f"model.{k}": t for k, t in state.items()}, (batch,))
 
     def losses(self, weights: Weights, batch: Batch) -> Tensor:
         """[batch]."""

@@ -25,7 +25,7 @@ from genmeasure.checkpoints.names import renamed, table
 from genmeasure.checkpoints.read import is_adapter, open_stored, read_adapter
 from genmeasure.engine import Engine, LocalEngine, progress
 from genmeasure.errors import InputError
-from genmeasure.estimate import Estimates
+from genmeasure.estimate import Estimate, Estimates
 from genmeasure.predictions import has_input_norm
 from genmeasure.registry import Member, bound, find, measure
 from genmeasure.subject import Subject, SubjectFiles
@@ -74,6 +74,7 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     """The readings of one request on one subject, in the columns of readings.csv.
 
     `params` holds the parameters and, under `found`, what the member found out about the subject (a route, for one).
+    A member that has no expression for the subject gives one row, of the term `not-defined`, and `found` says why.
     `passes` is what they cost by themselves, `seconds` what they took here, with what was measured before at hand.
     """
     taken = sorted(set(subject.labels) & {*COLUMNS, "variant"})
@@ -81,11 +82,15 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
         raise InputError(f"a label named {taken[0]!r} came, which is a column of the readings; choose another name")
     member, parameters = request.member, request.member.parameters(request.parameters)
     before, started = subject.risk.passes, time.perf_counter()
-    estimates = member.function(subject, **request.parameters)
+    undefined = member.defined and member.defined(subject)
+    estimates = (Estimates({("",) * (len(member.index) - 1) + ("not-defined",): Estimate(1.0)},
+                           **{"not defined": undefined}) if undefined else
+                 member.function(subject, **request.parameters))
     if lost := [k for k, e in estimates.items() if math.isnan(e.value)]:
         raise InputError(f"{member.name} of {subject.name!r} is NaN at {lost[0]!r} and {len(lost) - 1} other places; "
                          "check the inputs, or measure with --dtype float64")
-    violated = {check.__name__.replace("_", "-"): check(subject, parameters) for check in member.assumes}
+    checks = () if undefined else member.assumes
+    violated = {check.__name__.replace("_", "-"): check(subject, parameters) for check in checks}
     seconds, passes = time.perf_counter() - started, subject.risk.passes - before
     kind = member.kind_for(parameters)
     if kind == "certificate" and any(violated.values()):

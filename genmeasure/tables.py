@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from genmeasure import published
 from genmeasure.errors import InputError
 from genmeasure.report import markup
 from genmeasure.report.readings import CHECKPOINT_WIDE, groups, select, subjects, tidy, usual_grouping
@@ -30,10 +31,11 @@ def bound_comparison(readings: pd.DataFrame) -> pd.DataFrame:
     Columns: `bound`, `variant`, `kind`, `checkpoints`; `value`, the bound's total (for several checkpoints the median
     with its range `value low`, `value high`, for one its `value stderr`), in units of the loss; `log10` of it (the
     median; finite also where the value overflows); `vacuous`, the share of checkpoints whose bound says nothing;
-    `violated assumptions`, with the number of checkpoints where not all of them violate it; `failed` checkpoints.
+    `violated assumptions`, with the number of checkpoints where not all of them violate it; `not defined`, why the
+    theorem has no expression for the network; `failed` checkpoints.
     """
     frame = tidy(readings)
-    names = set(frame.loc[frame["term"].isin(["log10", "vacuous"]), "measure"])
+    names = set(frame.loc[frame["term"].isin(["log10", "vacuous", "not-defined"]), "measure"])
     names |= set(frame.loc[frame["kind"].isin(["certificate", "reproduction"]), "measure"])
     rows = []
     for (bound, variant), part in frame[frame["measure"].isin(names)].groupby(["measure", "variant"], sort=False):
@@ -48,9 +50,10 @@ def bound_comparison(readings: pd.DataFrame) -> pd.DataFrame:
             "value low": values.min() if several else np.nan, "value high": values.max() if several else np.nan,
             "log10": log.median() if len(log) else _log10(values).median(),
             "vacuous": good.loc[good["term"] == "vacuous", "value"].mean(),
-            "violated assumptions": _violated(good), "failed": part.loc[part["error"] != "", "subject"].nunique()})
+            "violated assumptions": _violated(good), "not defined": published.reasons(good),
+            "failed": part.loc[part["error"] != "", "subject"].nunique()})
     columns = ["bound", "variant", "kind", "checkpoints", "value", "value stderr", "value low", "value high", "log10",
-               "vacuous", "violated assumptions", "failed"]
+               "vacuous", "violated assumptions", "not defined", "failed"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -229,7 +232,7 @@ def all_tables(readings: pd.DataFrame, correlations: pd.DataFrame | None = None,
     """
     frame = tidy(readings)
     by = by or usual_grouping(frame)
-    tables = {"bounds": bound_comparison(readings),
+    tables = {"bounds": bound_comparison(readings), "published-bounds": published.comparison(readings),
               "noise-stability": noise_stability_vs_hessian(readings, by=by, classes=classes),
               "hessian-validity": hessian_validity(readings, by=by),
               "noise-stability-published": published_noise_stability(readings, by=by),

@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[1]
 ROWS = (  # from the bottom
     {"errors", "estimate", "registry", "losses"},
     {"engine", "checkpoints", "families", "data"},
-    {"risk", "curvature", "layers", "norms"},
-    {"subject", "predictions"},
+    {"risk", "curvature", "layers", "norms", "spectral"},
+    {"subject", "predictions", "symbolic", "path_norm", "lipschitz"},
     {"measures", "bounds", "training"},
     {"study", "demo"},
-    {"report", "tables", "plots", "correlate"},
+    {"report", "tables", "published", "plots", "correlate"},
     {"publish", "cli", "__main__", "__init__"},
 )
 HEIGHT = {name: height for height, row in enumerate(ROWS) for name in row}

@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,8 +7,9 @@ from torch import nn
 import genmeasure as gm
 from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError
-from genmeasure.layers import Layer, batch_norm_scale, find_layers, folded, forward, operator_norm
+from genmeasure.layers import batch_norm_scale, find_layers, folded, forward
 from genmeasure.norms import frobenius, mars, spectral, two_one
+from genmeasure.spectral import operator_norm
 
 
 def batch(*shape):
@@ -166,60 +166,6 @@ def test_folding_undoes_the_scale_of_a_convolution():
     net.first.weight.data *= 1e3
     net.norm1.running_var *= 1e6
     assert folded(layer, net.state_dict(), net).norm() == pytest.approx(before.item(), rel=1e-4)
-
-
-CONVOLUTIONS = [
-    {"out_channels": 4, "in_channels": 3, "kernel_size": 3, "stride": 1, "padding": 1, "size": 8},
-    {"out_channels": 4, "in_channels": 3, "kernel_size": 3, "stride": 2, "padding": 1, "size": 8},
-    {"out_channels": 4, "in_channels": 3, "kernel_size": 1, "stride": 1, "padding": 0, "size": 8},
-    {"out_channels": 4, "in_channels": 4, "kernel_size": 3, "stride": 2, "padding": 0, "size": 7, "groups": 2},
-    {"out_channels": 2, "in_channels": 2, "kernel_size": 3, "stride": 1, "padding": 2, "size": 6, "dilation": 2},
-    {"out_channels": 3, "in_channels": 2, "kernel_size": 4, "stride": 3, "padding": 1, "size": 9},
-]
-
-
-@pytest.mark.parametrize("options", CONVOLUTIONS)
-def test_operator_norm_of_a_convolution(options):
-    options = dict(options)
-    size = options.pop("size")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        conv = nn.Conv2d(**options, bias=False)
-    x = torch.zeros(1, options["in_channels"], size, size)
-    out = conv(x).shape[1:]
-    layer = Layer("", "weight", conv, tuple(x.shape[1:]), tuple(out))
-    weight = conv.weight.detach()
-    dense = torch.func.jacrev(conv)(x).reshape(math.prod(out), -1).detach().double().numpy()
-    truth = np.linalg.norm(dense, 2)
-    norm = operator_norm(layer, weight)
-    assert norm == pytest.approx(truth, rel=1e-5)
-    kernel, stride = options["kernel_size"], options["stride"]
-    if options.get("groups", 1) == 1:
-        assert spectral(weight) <= norm * (1 + 1e-6)
-        assert norm <= math.ceil(kernel / stride) * options.get("dilation", 1) * spectral(weight) * (1 + 1e-6)
-        if kernel == 1:
-            assert norm == pytest.approx(spectral(weight), rel=1e-5)
-
-
-def test_operator_norm_matches_the_recorded_kernels():
-    """measures.md 4, first row: the first kernel after torch.manual_seed(0), drawn in float32."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        kernel = torch.randn(4, 3, 3, 3)
-    conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-    assert operator_norm(Layer("", "weight", conv, (3, 8, 8), (4, 8, 8)), kernel) == pytest.approx(10.559, abs=1e-3)
-    assert spectral(kernel) == pytest.approx(7.302, abs=1e-3)
-
-
-@pytest.mark.parametrize("options", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}])
-def test_operator_norm_of_other_paddings(options):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        conv = nn.Conv2d(2, 3, 3, **options)
-    x = torch.zeros(1, 2, 5, 5)
-    dense = torch.func.jacrev(conv)(x).reshape(75, -1).detach().double().numpy()
-    norm = operator_norm(Layer("", "weight", conv, (2, 5, 5), (3, 5, 5)), conv.weight.detach())
-    assert norm == pytest.approx(np.linalg.norm(dense, 2), rel=1e-5)
 
 
 def test_row_norms_of_a_matrix_that_is_not_square():

@@ -108,9 +108,10 @@ def test_checkpoints(study):
 
 def test_every_table_is_written_and_read_back(study, tmp_path):
     made = tables.all_tables(study, correlate(study, resamples=20), classes=CLASSES)
-    assert list(made) == ["bounds", "noise-stability", "hessian-validity", "correlations", "checkpoints"]
+    assert list(made) == ["bounds", "published-bounds", "noise-stability", "hessian-validity", "correlations",
+                          "checkpoints"]
     written = tables.write_tables(made, tmp_path / "tables")
-    assert len(written) == 15
+    assert len(written) == 18
     again = pd.read_csv(tmp_path / "tables" / "bounds.csv")
     np.testing.assert_array_equal(again["value"], made["bounds"]["value"])
     assert tables.write_tables(made, tmp_path / "again")[2].read_bytes() == written[2].read_bytes()

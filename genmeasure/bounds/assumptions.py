@@ -1,4 +1,7 @@
-"""What a theorem assumes, checked on the subject: None, or a sentence that says what is violated."""
+"""What a theorem assumes, checked on the subject: None, or a sentence that says what is violated.
+
+`expressible` is of another kind: without it the theorem has no expression for the network at all.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,31 @@ import torch
 from torch import nn
 
 from genmeasure.curvature.gauss_newton import piecewise_linear
+from genmeasure.risk import nodes
 from genmeasure.subject import Subject
+
+FOREIGN = {"softmax": "a softmax (attention)", "scaleddotproduct": "a softmax (attention)", "layernorm": "LayerNorm",
+           "groupnorm": "GroupNorm", "rmsnorm": "RMSNorm", "embedding": "an embedding"}
+"""Parts of the names of autograd's nodes, and what they are a sign of."""
+
+
+def expressible(subject: Subject) -> str | None:
+    """None where a norm bound has an expression for the network; else what it has none for.
+
+    Theorems on products of norms are for linear maps with 1-Lipschitz steps between them. Dot-product attention has no
+    global Lipschitz constant, a normalisation by the example's own statistics none below |g| / sqrt(eps) (bounds.md 5).
+    Seen in the graph of a forward pass, so that it does not matter how a model calls its parts.
+    """
+    def found() -> str:
+        risk = subject.risk
+        batch = risk.place(next(iter(subject.train)).select(slice(2)))
+        with torch.enable_grad():
+            names = {node.name().lower().replace("_", "") for node in nodes([risk.outputs(
+                {k: w.detach().requires_grad_() for k, w in risk.weights.items()}, batch)])}
+        names |= {type(m).__name__.lower() for m in subject.model.modules()}
+        return ", ".join(sorted({what for part, what in FOREIGN.items() if any(part in name for name in names)}))
+    foreign = subject.remember("foreign parts", found)
+    return f"the theorem has no expression for {foreign}" if foreign else None
 
 
 def feed_forward(subject: Subject, parameters: Mapping[str, Any]) -> str | None:
@@ -65,3 +92,30 @@ def bounded_loss(subject: Subject, parameters: Mapping[str, Any]) -> str | None:
     if subject.loss.upper is None:
         return f"the loss {subject.loss.name} is unbounded; C is a plug-in"
     return None
+
+
+def independent_start(subject: Subject, parameters: Mapping[str, Any]) -> str | None:
+    """The start, which the prior stands at, was chosen without the training examples."""
+    if parameters["start_saw_sample"]:
+        return "the start was trained on the sample, so that the prior depends on it"
+    return None
+
+
+def unused_test_data(subject: Subject, parameters: Mapping[str, Any]) -> str | None:
+    """Neither training nor choosing between checkpoints looked at the test data."""
+    return "the test data took part in choosing this checkpoint" if parameters["test_was_used"] else None
+
+
+REPEATED = 0.01
+"""A larger share of copies among the training examples is no accident."""
+
+
+def distinct_examples(subject: Subject, parameters: Mapping[str, Any]) -> str | None:
+    """The training examples are n independent ones, of which copies are a sign that they are not."""
+    def copies() -> int:
+        digests = [batch.select(slice(i, i + 1)).digest() for batch in subject.train for i in range(len(batch))]
+        return len(digests) - len(set(digests))
+    found = subject.remember("copies", copies)
+    if found <= REPEATED * subject.train.size:
+        return None
+    return f"{found} of {subject.train.size} training examples are copies of others, and n counts them"

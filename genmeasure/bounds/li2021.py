@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-from genmeasure.bounds.assumptions import bounded_loss, feed_forward
-from genmeasure.bounds.terms import exponential, laid_out, loss_bound
+from genmeasure.bounds.assumptions import bounded_loss, expressible, feed_forward
+from genmeasure.bounds.layer_norms import layer_norms
+from genmeasure.bounds.terms import exponential, laid_out, log_sum, loss_bound
 from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import Estimate
-from genmeasure.layers import operator_norm
-from genmeasure.norms import frobenius, spectral
 from genmeasure.predictions import largest_input_norm, predictions
 from genmeasure.registry import bound
 from genmeasure.subject import Subject
@@ -22,15 +21,13 @@ def log_complexity(source_norms: list[float], distances: list[float]) -> float:
     reach = [math.log(b + d) if b + d > 0 else -math.inf for b, d in zip(source_norms, distances, strict=True)]
     if any(r == -math.inf for r in reach):
         return -math.inf  # a layer that stays at zero: the network is constant
-    terms = [sum(reach) - r for r in reach]
-    top = max(terms)
-    log_sum = top + math.log(sum(math.exp(t - top) for t in terms))
-    return 2 * log_sum + math.log(sum(d**2 for d in distances))
+    return 2 * log_sum(sum(reach) - r for r in reach) + math.log(sum(d**2 for d in distances))
 
 
 @bound("li2021", index=("term",), needs={"theorem": ("input-norm",), "table": ()},
        kind={"theorem": "measure", "table": "reproduction"},
-       source="arXiv:2111.04578, constants reconstructed (bounds.md 3.5)", assumes=(feed_forward, bounded_loss))
+       source="arXiv:2111.04578, constants reconstructed (bounds.md 3.5)", defined=expressible, assumes=(
+           feed_forward, bounded_loss))
 def li2021(subject: Subject, *, variant: str = "table", epsilon: float = 0.1, delta: float = 0.05,
            loss_upper: str | float = "max-sample") -> dict[str, Estimate]:
     """Loss from the layers' distances D_i from the start and the start's spectral norms B_i.
@@ -43,16 +40,13 @@ def li2021(subject: Subject, *, variant: str = "table", epsilon: float = 0.1, de
     n = subject.train.size
     if not 0 < delta < 1 or epsilon <= 0:
         raise InputError(f"delta {delta} and epsilon {epsilon} came; delta is a probability and epsilon is positive")
-    starts = [subject.start_weight(x, fold=True) for x in subject.layers]
-    distances = [frobenius(subject.displacement(x, fold=True)) for x in subject.layers]
     if variant == "table":
-        log_total = 0.5 * (log_complexity([spectral(w) for w in starts], distances) - math.log(n)) - math.log(epsilon)
+        norms, distances = layer_norms(subject, "start", "spectral"), layer_norms(subject, "displacement", "frobenius")
+        log_total = 0.5 * (log_complexity(norms, distances) - math.log(n)) - math.log(epsilon)
         return laid_out({"complexity": exponential(log_total)}, log_total=log_total, n=n)
     if variant != "theorem":
         raise unknown("variant of li2021", variant, ["theorem", "table"])
-    norms = [operator_norm(x, w) for x, w in zip(subject.layers, starts, strict=True)]
-    unrolled = [d * math.sqrt(math.prod(x.output_shape[1:]) if x.convolution else 1)
-                for x, d in zip(subject.layers, distances, strict=True)]
+    norms, unrolled = layer_norms(subject, "start", "operator"), layer_norms(subject, "displacement", "unrolled")
     found, c = predictions(subject), loss_bound(subject, loss_upper)
     reach, width = largest_input_norm(subject), max(x.width for x in subject.layers)
     log_inside = (math.log(36 / epsilon**2 * reach**2 * width * math.log(4 * len(norms) * width * reach))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
-
-from genmeasure.bounds.assumptions import bounded_inputs, feed_forward, known_modules
-from genmeasure.bounds.terms import exponential, laid_out
+from genmeasure.bounds.assumptions import bounded_inputs, expressible, feed_forward, known_modules
+from genmeasure.bounds.layer_norms import check_no_dead_layer, layer_norms
+from genmeasure.bounds.terms import complexity, exponential, laid_out, percentile_margin
 from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import Estimate
-from genmeasure.layers import operator_norm
-from genmeasure.norms import frobenius, spectral
 from genmeasure.predictions import largest_input_norm, predictions
 from genmeasure.registry import bound
 from genmeasure.subject import Subject
@@ -58,8 +55,8 @@ def grid_log_beta(log_beta: float, depth: int, margin: float, input_norm: float,
 @bound("neyshabur2018", index=("term",),
        needs={"theorem": ("classes", "input-norm"), "code": ("classes",), "table": ("classes",)},
        kind={"theorem": "certificate", "code": "measure", "table": "reproduction"},
-       source="arXiv:1707.09564, Theorem 1; table: Ju, Li & Zhang 2022 (reconstructed)", assumes=(
-           feed_forward, known_modules, bounded_inputs))
+       source="arXiv:1707.09564, Theorem 1; table: Ju, Li & Zhang 2022 (reconstructed)", defined=expressible,
+       assumes=(feed_forward, known_modules, bounded_inputs))
 def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 0.05,
                   percentile: float = 0.1, input_norm: float | None = None) -> dict[str, Estimate]:
     """0-1 error of a plain ReLU network from its spectral norms, its Frobenius norms and a margin.
@@ -78,17 +75,13 @@ def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 
                          "percentile are probabilities, and the input norm is positive")
     if found.margin is None:
         raise InputError(f"the loss {subject.loss.name!r} has no classes; margins need a classification loss")
-    weights = [subject.weight(x, fold=True) for x in subject.layers]
-    n, d = subject.train.size, len(weights)
-    dead = next((x.name for x, w in zip(subject.layers, weights, strict=True) if not w.any()), None)
-    if dead is not None:
-        raise InputError(f"all weights of the layer {dead!r} are zero; this bound divides by every layer's norm")
+    check_no_dead_layer(subject)
+    n, d = subject.train.size, len(subject.layers)
     if n < 2:
         raise InputError(f"{n} training example came; this bound needs at least two")
     if variant == "theorem":
-        norms = [operator_norm(x, w) for x, w in zip(subject.layers, weights, strict=True)]
-        positions = [math.prod(x.output_shape[1:]) if x.convolution else 1 for x in subject.layers]
-        ratios = [math.sqrt(p) * frobenius(w) / s for p, w, s in zip(positions, weights, norms, strict=True)]
+        norms = layer_norms(subject, "weight", "operator")
+        ratios = [f / s for f, s in zip(layer_norms(subject, "weight", "unrolled"), norms, strict=True)]
         width = max(x.width for x in subject.layers)
         largest = largest_input_norm(subject)
         b = largest if input_norm is None else float(input_norm)
@@ -101,24 +94,19 @@ def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 
             log_kl = log_divergence(norms, ratios, gamma, b, width, grid_log_beta(log_beta, d, gamma, b, n))
             return ((found.margin <= gamma).double().mean().item(),
                     certified_complexity(log_kl, d, n, delta / len(MARGIN_EXPONENTS)), gamma)
-        empirical, complexity, gamma = min((at(2.0**j) for j in MARGIN_EXPONENTS), key=lambda t: t[0] + t[1])
-        return laid_out({"margin-loss": empirical, "complexity": complexity}, trivial=1.0,
+        empirical, paid, gamma = min((at(2.0**j) for j in MARGIN_EXPONENTS), key=lambda t: t[0] + t[1])
+        return laid_out({"margin-loss": empirical, "complexity": paid}, trivial=1.0,
                         remarks={"margin": gamma}, n=n)
 
-    gamma = torch.quantile(found.margin, percentile).item()
-    norms = [spectral(w) for w in weights]
+    norms = layer_norms(subject, "weight", "spectral")
     if variant == "table":
-        ratios, factor = [frobenius(w) / s for w, s in zip(weights, norms, strict=True)], 1.0
+        ratios, factor = [f / s for f, s in zip(layer_norms(subject, "weight", "frobenius"), norms, strict=True)], 1.0
     elif variant == "code":
-        distances = [frobenius(subject.displacement(x, fold=True)) for x in subject.layers]
-        units = [math.sqrt(len(x.matrix(w))) for x, w in zip(subject.layers, weights, strict=True)]
+        units = [math.sqrt(len(x.matrix(subject.weight(x)))) for x in subject.layers]
+        distances = layer_norms(subject, "displacement", "frobenius")
         ratios = [u * f / s for u, f, s in zip(units, distances, norms, strict=True)]
         factor = float(d)
     else:
         raise unknown("variant of neyshabur2018", variant, ["theorem", "code", "table"])
-    if gamma <= 0 or not any(ratios):
-        value = math.inf if gamma <= 0 else 0.0
-        return laid_out({"complexity": value}, trivial=1.0, remarks={"margin": gamma}, n=n)
-    log_total = math.log(factor) + log_table(norms, ratios, gamma, n)
-    return laid_out({"complexity": exponential(log_total)}, log_total=log_total, trivial=1.0, remarks={"margin": gamma},
-                    n=n)
+    log_total = math.log(factor) + log_table(norms, ratios, 1.0, n) if any(ratios) else -math.inf
+    return complexity(log_total, margin=percentile_margin(subject, percentile), n=n)

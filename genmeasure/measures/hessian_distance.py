@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from genmeasure.curvature.taps import find_taps
 from genmeasure.errors import second_derivative
 from genmeasure.estimate import Estimate
 from genmeasure.registry import measure
+from genmeasure.risk import Risk
 from genmeasure.subject import Subject
 
 STEPS, RTOL = 23, 0.02
@@ -36,7 +38,18 @@ def layer_forms(subject: Subject, *, steps: int, rtol: float) -> dict[str, Forms
 
 
 def _layer_forms(subject: Subject, steps: int, rtol: float) -> dict[str, Forms]:
-    risk, moves = subject.risk, {layer.name: subject.displacement(layer) for layer in subject.layers}
+    moves = {layer.name: subject.displacement(layer) for layer in subject.layers}
+    still = [name for name, v in moves.items() if not v.any()]
+    zeros = torch.zeros(subject.train.size, dtype=torch.float64)
+    if still:  # only layers that moved are differentiated
+        layers = [x for x in subject.layers if x.name not in still]
+        some = {x.name: moves[x.name] for x in layers}
+        result = _forms(subject.risk.restricted(layers), some, steps, rtol) if some else {}
+        return {name: result.get(name, Forms(zeros, zeros, 0.0, 0.0)) for name in moves}
+    return _forms(subject.risk, moves, steps, rtol)
+
+
+def _forms(risk: Risk, moves: Mapping[str, Tensor], steps: int, rtol: float) -> dict[str, Forms]:
     with second_derivative():
         taps, convex = find_taps(risk) if risk.twice_differentiable else None, convex_in_outputs(risk)
         linear = dict(zip(moves, linear_layers(risk, taps), strict=True))
@@ -44,7 +57,7 @@ def _layer_forms(subject: Subject, steps: int, rtol: float) -> dict[str, Forms]:
         gauss_newton = dict(zip(moves, gauss_newton_forms(risk, moves, taps).double().T, strict=True))
         hessian = dict(zip(curved, hessian_forms(risk, curved, taps).double().T, strict=True)) if curved else {}
         result = {}
-        for layer in subject.layers:
+        for layer in risk.layers:
             name = layer.name
             if name not in curved:  # then H_ii = G_ii = H_ii+
                 form = gauss_newton[name]

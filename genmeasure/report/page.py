@@ -22,6 +22,10 @@ TABLES = {
     "bounds": ("Bounds", "Total of each bound: for several checkpoints the median with its range. Vacuous is the share "
                          "of checkpoints for which the bound says nothing. A measure or reproduction certifies "
                          "nothing."),
+    "published-bounds": ("Bounds in the order of the published table",
+                         "The seven rows of Ju, Li & Zhang (2022) and the certificates beside the measured gap. A "
+                         "certificate bounds the 0-1 error, of the classifier that its reading names. Published rows "
+                         "are reconstructed formulas."),
     "noise-stability": ("Noise stability and its Hessian approximation",
                         "Value ± standard error; over several checkpoints means, with the standard error between "
                         "checkpoints. taylor = σ²/2 · tr H, paper = σ² · tr H. valid: less than 10 % apart."),

@@ -113,7 +113,8 @@ def test_the_demo_leaves_the_costly_members_out(monkeypatch):
     monkeypatch.setattr(study, "run", run)
     monkeypatch.setattr(demo, "make_checkpoints", lambda *given, **more: [])
     assert main(["demo"]) == 2
-    costly = {"hessian-density", "gauss-newton-density", "gauss-newton-top", "sharpness"}
+    costly = {"hessian-density", "gauss-newton-density", "gauss-newton-top", "cushion", "sharpness",
+              "pacbayes-sharpness"}
     assert {m.name for m in measure if m.costly} == costly
     assert costly | set(asked) == {r.name for r in study.everything()}
     assert not costly & set(asked)

@@ -1,0 +1,82 @@
+"""The largest trace of the positive part of a single example's Hessian block, per layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genmeasure.curvature.draws import generator, rademacher
+from genmeasure.curvature.forms import example_products, share
+from genmeasure.curvature.gauss_newton import (
+    convex_in_outputs,
+    eigen_directions,
+    linear_layers,
+    untapped_squared_gradients,
+)
+from genmeasure.curvature.lanczos import lanczos
+from genmeasure.curvature.taps import Taps, find_taps, squared_gradients
+from genmeasure.data.batches import Batch
+from genmeasure.estimate import Estimate
+from genmeasure.layers import Layer
+from genmeasure.risk import Risk
+
+
+@torch.no_grad()
+def gauss_newton_traces(risk: Risk, taps: Taps | None) -> tuple[Tensor, Tensor]:
+    """Tr G_ii of every example and layer [examples, layers], and the losses [examples]; exact.
+
+    One backward pass for each output. Of a loss that is not convex in the outputs, with the sizes of A's eigenvalues.
+    """
+    def traces(batch: Batch) -> Tensor:
+        placed, weights = risk.place(batch), []
+
+        def directions(outputs: Tensor) -> Tensor:
+            values, basis = eigen_directions(risk, outputs.double(), placed.targets)
+            weights.append(values.abs().T)
+            return basis.permute(2, 0, 1)
+        squares = (untapped_squared_gradients(risk, batch, directions) if taps is None else
+                   squared_gradients(risk, taps, batch, directions))
+        losses = risk.losses({}, placed).double().cpu()
+        return torch.cat([(weights[0][:, :, None] * squares.double().cpu()).sum(0), losses[:, None]], 1)
+    table = risk.engine.examples(traces, risk.batches)
+    return table[:, :-1], table[:, -1]
+
+
+@torch.no_grad()
+def largest_positive_traces(risk: Risk, *, candidates: int, probes: int, steps: int, seed: int) -> dict[str, Estimate]:
+    """max over examples of Tr H_ii+, by layer.
+
+    Where outputs are piecewise linear in the layer's weights and the loss is convex, H_ii+ = G_ii: exact over all
+    examples. Elsewhere by stochastic Lanczos quadrature of max(0, x): the `candidates` examples that have the largest
+    Tr G_ii or the largest loss are compared by `probes` probes each, and that with the largest mean is drawn again, so
+    that its estimate is not biased by having been chosen. It is then a trace that occurs, and the maximum where the
+    candidates hold it.
+    """
+    taps = find_taps(risk) if risk.twice_differentiable else None
+    exact = [linear and convex_in_outputs(risk) for linear in linear_layers(risk, taps)]
+    traces, losses = gauss_newton_traces(risk, taps)
+    found = {}
+    for number, (layer, known) in enumerate(zip(risk.layers, exact, strict=True)):
+        if known:
+            found[layer.name] = Estimate(traces[:, number].max().item(), 0.0, risk.batches.size)
+            continue
+        half = min(max(1, candidates // 2), risk.batches.size)
+        rows = torch.cat([column.topk(half).indices for column in (traces[:, number], losses)]).unique()
+        draws = _drawn(risk, layer, taps, rows, probes, steps, (seed, number, 0))
+        chosen = rows[draws.mean(1).argmax()][None]
+        found[layer.name] = Estimate.from_draws(_drawn(risk, layer, taps, chosen, probes, steps, (seed, number, 1))[0])
+    return found
+
+
+def _drawn(risk: Risk, layer: Layer, taps: Taps | None, rows: Tensor, probes: int, steps: int,
+           stream: tuple[int, ...]) -> Tensor:
+    """z' H_ii+ z for `probes` probes z of each of the examples at `rows` (ascending), [rows, probes]."""
+    size, values = risk.weights[layer.name].numel(), []
+    for batch in risk.batches.gather(rows.repeat_interleave(probes)):
+        for part in batch.split(share(risk, steps * size)):
+            signs = [rademacher((size,), generator("positive trace", *stream, int(i))) for i in part.rows]
+            *_, last = lanczos(example_products(risk, layer, part, taps), torch.stack(signs).to(
+                risk.weights[layer.name]), steps)
+            nodes, vectors = last.cpu().ritz()
+            values.append(size * (vectors[:, 0, :] ** 2 * nodes.clamp(min=0)).sum(1))
+    return torch.cat(values).reshape(len(rows), probes)
