@@ -25,7 +25,7 @@ def worst(found: Sequence[float], converged: Sequence[float]) -> float:
 
 def eigenvalues(setting: Setting) -> Iterator[Row]:
     """Lanczos to its own tolerance, PyHessian at the loosest tolerance that brings every eigenvalue to 0.1 %."""
-    case = piecewise_linear(setting.examples(512, 64), setting.device.type)
+    case = piecewise_linear(setting.examples(128, 64), setting.device.type)
     subject, count = case.subject, setting.of(COUNT, 3)
     converged = ours.eigenvalues(subject, count, CONVERGED, seed=99, most=400).value
     tool, warm = theirs.PyHessian(subject), theirs.PyHessian(case.few)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,37 +11,37 @@ from genmeasure.curvature.draws import generator, rademacher
 from genmeasure.curvature.forms import example_products, share
 from genmeasure.curvature.gauss_newton import (
     convex_in_outputs,
-    eigen_directions,
     linear_layers,
+    over_directions,
     untapped_squared_gradients,
 )
 from genmeasure.curvature.lanczos import lanczos
+from genmeasure.curvature.survey import survey
 from genmeasure.curvature.taps import Taps, find_taps, squared_gradients
 from genmeasure.data.batches import Batch
+from genmeasure.errors import InputError
 from genmeasure.estimate import Estimate
 from genmeasure.layers import Layer
 from genmeasure.risk import Risk
 
 
 @torch.no_grad()
-def gauss_newton_traces(risk: Risk, taps: Taps | None) -> tuple[Tensor, Tensor]:
-    """Tr G_ii of every example and layer [examples, layers], and the losses [examples]; exact.
+def gauss_newton_traces(risk: Risk, taps: Taps | None) -> Tensor:
+    """Tr G_ii of every example and layer [examples, layers].
 
-    One backward pass for each output. Of a loss that is not convex in the outputs, with the sizes of A's eigenvalues.
+    Of a loss that is not convex in the outputs, with the sizes of the output Hessian's eigenvalues. Raises `InputError`
+    where that matrix is too large to take apart.
     """
-    def traces(batch: Batch) -> Tensor:
-        placed, weights = risk.place(batch), []
+    found = survey(risk)
+    if found is None or not found.apart:
+        raise InputError(f"the loss {risk.loss.name!r} has too many outputs to take its Hessian in them apart, so that "
+                         "there are no traces of single examples; leave the bounds that ask for them out")
 
-        def directions(outputs: Tensor) -> Tensor:
-            values, basis = eigen_directions(risk, outputs.double(), placed.targets)
-            weights.append(values.abs().T)
-            return basis.permute(2, 0, 1)
-        squares = (untapped_squared_gradients(risk, batch, directions) if taps is None else
-                   squared_gradients(risk, taps, batch, directions))
-        losses = risk.losses({}, placed).double().cpu()
-        return torch.cat([(weights[0][:, :, None] * squares.double().cpu()).sum(0), losses[:, None]], 1)
-    table = risk.engine.examples(traces, risk.batches)
-    return table[:, :-1], table[:, -1]
+    def squares(batch: Batch, directions: Callable[[Tensor], Tensor]) -> Tensor:
+        if taps is None:
+            return untapped_squared_gradients(risk, batch, directions)
+        return squared_gradients(risk, taps, batch, directions)
+    return over_directions(risk, found, found.sizes.abs(), squares)
 
 
 @torch.no_grad()
@@ -54,7 +56,9 @@ def largest_positive_traces(risk: Risk, *, candidates: int, probes: int, steps: 
     """
     taps = find_taps(risk) if risk.twice_differentiable else None
     exact = [linear and convex_in_outputs(risk) for linear in linear_layers(risk, taps)]
-    traces, losses = gauss_newton_traces(risk, taps)
+    traces = gauss_newton_traces(risk, taps)
+    losses = torch.zeros(len(traces)) if all(exact) else risk.engine.examples(
+        lambda batch: risk.losses({}, risk.place(batch)), risk.batches)
     found = {}
     for number, (layer, known) in enumerate(zip(risk.layers, exact, strict=True)):
         if known:

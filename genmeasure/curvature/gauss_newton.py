@@ -18,7 +18,7 @@ from torch.func import vjp, vmap
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import directional, first_derivative
-from genmeasure.curvature.survey import negligible, output_hessian, survey
+from genmeasure.curvature.survey import Survey, negligible, output_hessian, survey
 from genmeasure.curvature.taps import Probe, Taps, diagonal_second_derivatives, find_taps, slopes_along
 from genmeasure.data.batches import Batch, Batches, gather, map_tensors
 from genmeasure.layers import Layer
@@ -89,27 +89,38 @@ def gauss_newton_forms(risk: Risk, vectors: Mapping[str, Tensor], taps: Taps | N
     """v_i' G_ii v_i for every example and layer, [examples, layers], for v_i by layer.
 
     By one backward pass through activations for every direction of an example's outputs in which the loss curves, all
-    layers at once, or where directions are many or weights are not used linearly, by one Jacobian-vector product for
-    each layer. Directions are left out, smallest sizes first, as long as they add up to less than what rounding of the
-    outputs changes in the sum of all sizes.
+    layers at once (`over_directions`), or where directions are many or weights are not used linearly, by one
+    Jacobian-vector product for each layer.
     """
     found = survey(risk) if taps is not None else None
     if found is None or not found.apart:
         return _forms_by_layer(risk, vectors)
-    sizes = found.sizes.abs()
-    counts = (~negligible(sizes, risk.dtype)).sum(1)
-    if counts.sum() > 2 * len(risk.layers) * risk.batches.size:  # a direction costs as much as a product, or less
-        return _forms_by_layer(risk, vectors)
-    which = sizes.argsort(dim=1, descending=True)
+    if (~negligible(found.sizes.abs(), risk.dtype)).sum() > 2 * len(risk.layers) * risk.batches.size:
+        return _forms_by_layer(risk, vectors)  # a direction costs as much as a product, or less
 
-    def forms(batch: Batch) -> Tensor:
+    def squares(batch: Batch, directions: Callable[[Tensor], Tensor]) -> Tensor:
+        return slopes_along(risk, taps, batch, vectors, directions)[0].square()
+    return over_directions(risk, found, found.sizes, squares)
+
+
+@torch.no_grad()
+def over_directions(risk: Risk, found: Survey, sizes: Tensor, measured: Callable) -> Tensor:
+    """sum over an example's directions k of sizes [examples, k] times what is measured there, [examples, layers].
+
+    measured: (batch, outputs -> directions [D, b, outputs]) -> [D, b, layers]. Directions are left out, smallest sizes
+    first, as long as they add up to less than what rounding of the outputs changes in the sum of all sizes.
+    """
+    counts = (~negligible(sizes.abs(), risk.dtype)).sum(1)
+    which = sizes.abs().argsort(dim=1, descending=True)
+
+    def summed(batch: Batch) -> Tensor:
         used = which[batch.rows, :counts[batch.rows].max()].T
         rows = batch.rows.expand_as(used)
-        slopes, _ = slopes_along(risk, taps, batch, vectors, lambda f: found.ends(risk, batch, f, rows, used))
-        weights = torch.where(torch.arange(len(used))[:, None] < counts[batch.rows], found.sizes[rows, used], 0)
-        return torch.cat([batch.rows[:, None], (weights[:, :, None] * slopes.cpu().double().square()).sum(0)], 1)
+        values = measured(batch, lambda f: found.ends(risk, batch, f, rows, used)).cpu().double()
+        weights = torch.where(torch.arange(len(used))[:, None] < counts[batch.rows], sizes[rows, used], 0)
+        return torch.cat([batch.rows[:, None], (weights[:, :, None] * values).sum(0)], 1)
     result = torch.zeros(risk.batches.size, len(risk.layers), dtype=torch.float64)
-    table = risk.engine.examples(forms, by_count(risk.batches, counts))
+    table = risk.engine.examples(summed, by_count(risk.batches, counts))
     result[table[:, 0].long()] = table[:, 1:]
     return result
 
