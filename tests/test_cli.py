@@ -466,7 +466,7 @@ def test_interrupted_it_keeps_what_is_complete_and_goes_on(folder, everyone):
 
 def test_a_second_run_with_other_measures_leaves_nothing_of_the_first(folder):
     out = folder / "out"
-    assert main(audit_arguments(folder, "--measure", "noise-stability:sigmas=0.01,max_passes=2")) == 0
+    assert main(audit_arguments(folder, "--measure", "noise-stability:sigmas=0.1,max_passes=20")) == 0
     assert (out / "plots" / "hessian-against-noise.png").exists()
     assert main(audit_arguments(folder, "--measure", "gap", "--measure", "gap")) == 0
     assert not list((out / "plots").iterdir())
