@@ -16,9 +16,13 @@ from genmeasure.curvature.gauss_newton import (
 from genmeasure.curvature.lanczos import lanczos
 from genmeasure.curvature.taps import Taps, find_taps, squared_gradients
 from genmeasure.data.batches import Batch
+from genmeasure.errors import InputError
 from genmeasure.estimate import Estimate
 from genmeasure.layers import Layer
 from genmeasure.risk import Risk
+
+MOST_OUTPUTS = 2000
+"""Numbers that an example's output may have: an exact trace takes a backward pass for each."""
 
 
 @torch.no_grad()
@@ -31,9 +35,12 @@ def gauss_newton_traces(risk: Risk, taps: Taps | None) -> tuple[Tensor, Tensor]:
         placed, weights = risk.place(batch), []
 
         def directions(outputs: Tensor) -> Tensor:
+            if outputs[0].numel() > MOST_OUTPUTS:
+                raise InputError(f"{outputs[0].numel()} outputs came for an example, each of which takes a backward "
+                                 f"pass; at most {MOST_OUTPUTS} are affordable, so leave the trace bounds out")
             values, basis = eigen_directions(risk, outputs.double(), placed.targets)
             weights.append(values.abs().T)
-            return basis.permute(2, 0, 1)
+            return basis.permute(2, 0, 1).reshape(-1, *outputs.shape)
         squares = (untapped_squared_gradients(risk, batch, directions) if taps is None else
                    squared_gradients(risk, taps, batch, directions))
         losses = risk.losses({}, placed).double().cpu()

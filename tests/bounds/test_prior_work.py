@@ -481,18 +481,18 @@ def test_norm_bounds_are_not_defined_for_attention_and_layer_norm(network):
 
 
 def test_nothing_overflows_for_a_thousand_layers():
-    """Permutations scaled by three, so that the product of the norms is 3^1000."""
+    """Permutations scaled by 2.2, so that the product of the norms is 2.2^1000."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = []
         for _ in range(1000):
             linear = nn.Linear(3, 3, bias=False).double()
-            linear.weight.data = 3 * torch.eye(3).double()[torch.randperm(3)]
+            linear.weight.data = 2.2 * torch.eye(3).double()[torch.randperm(3)]
             layers += [linear, nn.ReLU()]
-        net, x = nn.Sequential(*layers[:-1]), 1e-300 * (1 + torch.rand(8, 3).double())
+        net, x = nn.Sequential(*layers[:-1]), 1e-150 * (1 + torch.rand(8, 3).double())
     start = {k: v * 0.9 for k, v in net.state_dict().items()}
     s = gm.subject(net, start, [(x, net(x).argmax(1))], dtype="float64", device="cpu")
-    product = 1000 * math.log10(3)
+    product = 1000 * math.log10(2.2)
     logs = {}
     for name in ("pitas2017", "long2020", "gouk2021", "li2021", "neyshabur2018", "bartlett2017", "gonon2024",
                  "lipschitz"):
