@@ -100,7 +100,7 @@ def test_without_measures_everything_that_applies_is_read(folder):
     assert main(audit_arguments(folder, test=None, name="mine")) == 0
     found = written(folder / "out")
     assert set(found["subject"]) == {"mine"}
-    assert set(found["measure"]) == {r.name for r in study.everything()} - {"gap"}
+    assert set(found["measure"]) == {r.name for r in study.everything()} - {"gap", "hold-out"}
     assert (found["error"] == "").all()
 
 

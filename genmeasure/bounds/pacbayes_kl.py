@@ -195,7 +195,13 @@ def drawn_error(subject: Subject, posterior: Posterior, *, draws: int, draw_size
     return Drawn(Estimate(total / n, math.sqrt(scatter) / n, count), min(draw_size, max(subject.train.lengths)) / n)
 
 
+def enough_examples(subject: Subject) -> str | None:
+    n = subject.train.size
+    return None if n >= LEAST_EXAMPLES else f"the bound has no proof for {n} examples, fewer than {LEAST_EXAMPLES}"
+
+
 @bound("pacbayes-kl", index=("term",), unit={"kl": "nats", "*-nats": "nats"}, needs=("classes",),
+       defined=enough_examples,
        kind={"layerwise": "certificate", "isotropic": "certificate"},
        source="Maurer 2004, arXiv:cs/0411099; Dziugaite & Roy 2017, arXiv:1703.11008; variances: bounds.md 3.7",
        assumes=(independent_start, distinct_examples))
@@ -217,9 +223,9 @@ def pacbayes_kl(subject: Subject, *, variant: str = "layerwise", delta: float = 
     if variant not in ("layerwise", "isotropic"):
         raise unknown("variant of pacbayes-kl", variant, ["layerwise", "isotropic"])
     n = subject.train.size
-    if n < LEAST_EXAMPLES or draws < 1 or draw_size < 1:
-        raise InputError(f"{n} training examples, draws={draws} and draw_size={draw_size} came; this bound needs "
-                         f"{LEAST_EXAMPLES} examples, and at least one draw of at least one example")
+    if draws < 1 or draw_size < 1:
+        raise InputError(f"draws={draws} and draw_size={draw_size} came; this bound needs at least one draw of at "
+                         "least one example")
     posterior = found_posterior(subject, variant, examples=search_examples, max_passes=trace_max_passes, seed=seed)
     key = f"posterior error {variant} {seed} {search_examples} {trace_max_passes} {draws} {draw_size}"
     sample = subject.remember(key, lambda: (

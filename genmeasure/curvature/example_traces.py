@@ -16,7 +16,7 @@ from genmeasure.curvature.gauss_newton import (
     untapped_squared_gradients,
 )
 from genmeasure.curvature.lanczos import lanczos
-from genmeasure.curvature.survey import survey
+from genmeasure.curvature.survey import output_hessian, survey
 from genmeasure.curvature.taps import Taps, find_taps, squared_gradients
 from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError
@@ -24,23 +24,38 @@ from genmeasure.estimate import Estimate
 from genmeasure.layers import Layer
 from genmeasure.risk import Risk
 
+MOST_OUTPUTS = 2000
+"""Numbers that an example's output may have: an exact trace takes a backward pass for each."""
+
 
 @torch.no_grad()
 def gauss_newton_traces(risk: Risk, taps: Taps | None) -> Tensor:
     """Tr G_ii of every example and layer [examples, layers].
 
-    Of a loss that is not convex in the outputs, with the sizes of the output Hessian's eigenvalues. Raises `InputError`
-    where that matrix is too large to take apart.
+    Of a loss that is not convex in the outputs, with the sizes of the output Hessian's eigenvalues. Where the outputs
+    are too many to be told apart beforehand (tokens), by a backward pass for each of them; raises `InputError` for more
+    than `MOST_OUTPUTS`.
     """
-    found = survey(risk)
-    if found is None or not found.apart:
-        raise InputError(f"the loss {risk.loss.name!r} has too many outputs to take its Hessian in them apart, so that "
-                         "there are no traces of single examples; leave the bounds that ask for them out")
-
     def squares(batch: Batch, directions: Callable[[Tensor], Tensor]) -> Tensor:
         if taps is None:
             return untapped_squared_gradients(risk, batch, directions)
         return squared_gradients(risk, taps, batch, directions)
+
+    def traces(batch: Batch) -> Tensor:
+        targets, sizes = risk.place(batch).targets, []
+
+        def directions(outputs: Tensor) -> Tensor:
+            if outputs[0].numel() > MOST_OUTPUTS:
+                raise InputError(f"{outputs[0].numel()} outputs came for an example, each of which takes a backward "
+                                 f"pass; at most {MOST_OUTPUTS} are affordable, so leave the trace bounds out")
+            values, basis = torch.linalg.eigh(output_hessian(risk, outputs.double(), targets).cpu())
+            sizes.append(values.abs().T)
+            return basis.permute(2, 0, 1).reshape(-1, *outputs.shape)
+        found = squares(batch, directions).double().cpu()
+        return (sizes[0][:, :, None] * found).sum(0)
+    found = survey(risk)
+    if found is None or not found.apart:
+        return risk.engine.examples(traces, risk.batches)
     return over_directions(risk, found, found.sizes.abs(), squares)
 
 

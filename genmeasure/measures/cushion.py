@@ -69,9 +69,9 @@ def _norms(x: Tensor) -> Tensor:
 
 
 def scanned(subject: Subject, examples: int) -> Batch:
-    """The first `examples` training examples as one batch."""
+    """The first `examples` training examples as one batch, of sequences those as long as the first ones."""
     found = subject.train.gather(torch.arange(min(examples, subject.train.size)))
-    return subject.risk.place(functools.reduce(Batch.joined, found))
+    return subject.risk.place(functools.reduce(Batch.joined, [b for b in found if b.alike(found[0])]))
 
 
 @dataclass(frozen=True)

@@ -262,6 +262,13 @@ def test_an_unmoved_network_pays_nothing_for_noise():
     assert found["monte-carlo"] > 0
 
 
+def test_few_examples_have_no_certificate_by_noise():
+    for name in ("pacbayes-kl", "best-certificate"):
+        (row,) = gm.measure(classifier(n=7), name).to_dict("records")
+        assert row["term"] == "not-defined"
+        assert "no proof for 7 examples, fewer than 8" in row["params"]
+
+
 def test_hold_out_bounds_of_a_known_number_of_errors():
     s = classifier(tests=200)
     wrong = round(float(terms(s, "hold-out")["test-error"]) * 200)
