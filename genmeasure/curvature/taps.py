@@ -25,8 +25,8 @@ from genmeasure.data.batches import Batch
 from genmeasure.risk import FORWARD, GRADIENT, Risk
 
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
-CHUNK = 2**24
-"""Numbers held at once by per-example gradients of one layer."""
+CHUNK, PATCHES = 2**22, 2**21
+"""Numbers held at once by per-example gradients of one layer, and by the patches of a convolution's inputs."""
 
 AGREEMENT = 2e-3
 """Of a layer's largest squared gradient: float32 rounding stays far below it (1e-6), a use that is missed does not."""
@@ -106,6 +106,15 @@ class Call:
         positions = like.shape[2:].numel()
         moves = moves.unflatten(2, (-1, positions)).permute(0, 2, 1, 4, 3)  # [b, m, g, o, positions]
         return layout.join(moves.flatten(2, 3)).reshape(like.shape)
+
+    def parts(self, delta: Tensor, examples: int) -> Iterator[tuple[Call, Tensor, int]]:
+        """The call, delta and number of examples; of a convolution in parts whose patches hold `PATCHES` numbers."""
+        if self.convolution is None or len(delta) != examples:
+            yield self, delta, examples
+            return
+        step = max(1, PATCHES // (self.groups * self.weight[0].numel() * delta.shape[2:].numel()))
+        for x, d in zip(self.input.split(step), delta.split(step), strict=True):
+            yield dataclasses.replace(self, input=x), d, len(x)
 
     def factors(self, layout: Layout, delta: Tensor, examples: int) -> tuple[Tensor, Tensor]:
         """a [b, g, k, t] and d [b, g, t, o] whose product over t is the weight's gradient of every example, by group.
@@ -307,11 +316,12 @@ def squared_gradients(risk: Risk, taps: Taps, batch: Batch, directions: Directio
     norms = torch.zeros(len(batch), len(places), device=risk.device, dtype=risk.dtype)
 
     def hear(use: int, call: Call, delta: Tensor) -> None:
-        a, d = call.factors(taps.layouts[use], delta, len(batch))
+        layout = taps.layouts[use]
         if uses.count(uses[use]) == 1:
-            norms[:, places[uses[use]]] = _squared_product(a, d)
+            norms[:, places[uses[use]]] = torch.cat([_squared_product(*part.factors(layout, d, n))
+                                                     for part, d, n in call.parts(delta, len(batch))])
         else:  # several uses add up before the square is taken
-            several.setdefault(uses[use], []).append((a, d))
+            several.setdefault(uses[use], []).append(call.factors(layout, delta, len(batch)))
     outputs, anchor = taps.listen(risk, batch, hear)
     ends, found = directions(outputs.detach()), []
     for _ in _passes(outputs, anchor, ends):
