@@ -33,23 +33,26 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def memory(setting: Setting) -> Iterator[Row]:
     """Memory above the level after loading, in MiB."""
-    if setting.device.type == "cpu" and not CLEAR.exists():
-        raise Skipped("the peak of a process is read from /proc, which is not there")
-    sizes = {"relu": setting.examples(2_048, 256), "encoder": setting.examples(128, 64)}
-    for name, examples in sizes.items():
-        found = {side: in_a_process(name, side, examples, setting) for side in SIDES}
-        if None in found.values():
-            continue
-        trace, step = found["trace"], found["step"]
+    for trace, step in in_processes(__file__, SIDES, setting):
         yield Row(f"peak memory in MiB, {trace['label']}, a training step / hessian-trace", trace["peak"], step["peak"],
                   f"batches of {trace['batch']}; above the level after loading; the step is one of plain SGD on all "
                   "weights in training mode; the target of at most 1.5 steps is a ratio of 0.67", trace["passes"],
                   GRADIENT)
 
 
-def in_a_process(name: str, side: str, examples: int, setting: Setting) -> dict | None:
-    """What the process printed last, or None where it had to leave the network out."""
-    done = subprocess.run([sys.executable, __file__, name, side, str(examples), setting.device.type,
+def in_processes(script: str, sides: Sequence[str], setting: Setting) -> Iterator[list[dict]]:
+    """What `script` printed last for each of its sides, network by network; those left out are said."""
+    if setting.device.type == "cpu" and not CLEAR.exists():
+        raise Skipped("the peak of a process is read from /proc, which is not there")
+    sizes = {"relu": setting.examples(2_048, 256), "encoder": setting.examples(128, 64)}
+    for name, examples in sizes.items():
+        found = [_in_a_process(script, name, side, examples, setting) for side in sides]
+        if None not in found:
+            yield found
+
+
+def _in_a_process(script: str, name: str, side: str, examples: int, setting: Setting) -> dict | None:
+    done = subprocess.run([sys.executable, script, name, side, str(examples), setting.device.type,
                            str(torch.get_num_threads())], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the process that measures the memory of {name} failed:\n{done.stderr}")
@@ -61,6 +64,19 @@ def in_a_process(name: str, side: str, examples: int, setting: Setting) -> dict 
         say(f"  left out: {found['left out']}")
         return None
     return found
+
+
+def asked(description: str, sides: Sequence[str], arguments: Sequence[str] | None) -> tuple[str, Case]:
+    """The side and the network that the command line of such a process names; raises `Skipped`."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("case", choices=CASES)
+    options.add_argument("side", choices=sides)
+    options.add_argument("examples", type=int)
+    options.add_argument("device")
+    options.add_argument("threads", type=int)
+    given = options.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    return given.side, CASES[given.case](given.examples, given.device)
 
 
 def peak(device: torch.device, call: Callable[[], object]) -> float:
@@ -95,22 +111,14 @@ def step(model: nn.Module, batch: Batch) -> None:
 
 def child(arguments: Sequence[str] | None = None) -> dict:
     """One side on one network, after a warm-up on two examples that loads the code."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("case", choices=CASES)
-    options.add_argument("side", choices=SIDES)
-    options.add_argument("examples", type=int)
-    options.add_argument("device")
-    options.add_argument("threads", type=int)
-    given = options.parse_args(arguments)
-    torch.set_num_threads(given.threads)
     try:
-        case = CASES[given.case](given.examples, given.device)
+        side, case = asked(__doc__.splitlines()[0], SIDES, arguments)
     except Skipped as reason:
         return {"left out": str(reason)}
     subject, few = case.subject, case.first(2)
     batch = subject.risk.place(next(iter(subject.train)))
     found = {"label": case.label, "batch": len(batch), "passes": GRADIENT}
-    if given.side == "step":
+    if side == "step":
         step(copy.deepcopy(few.model), batch.select(slice(2)))
         return {**found, "peak": peak(subject.risk.device, lambda: step(subject.model, batch))}
     ours.traces(few, 0, 1.0)
