@@ -215,21 +215,19 @@ def main(name: str, description: str, comparisons: Mapping[str, Comparison],
     for chosen in given.only or comparisons:
         say(f"{chosen}:")
         began = time.perf_counter()
+        rows = []
         try:
-            rows = [recorded(row, setting.device) for row in comparisons[chosen](setting)]
+            for row in comparisons[chosen](setting):
+                rows.append({**recorded(row, setting.device), "comparison": f"{chosen}: {row.comparison}"})
+                say(f"  {rows[-1]['comparison']}: {row.ratio:,.3g}")
+                write(merged(read(path), chosen, rows, list(comparisons)), path)
         except Skipped as reason:
             say(f"  left out: {reason}")
-            continue
         except Exception:  # a long run goes on; the exit status and the last lines tell
             traceback.print_exc()
             failures.append(chosen)
-            continue
-        for row in rows:
-            row["comparison"] = f"{chosen}: {row['comparison']}"
-            say(f"  {row['comparison']}: {row['ratio']:,.3g}")
         say(f"  took {time.perf_counter() - began:,.0f} s")
         shown += rows
-        write(merged(read(path), chosen, rows, list(comparisons)), path)
     say(table(shown))
     say(f"written: {path}")
     if failures:
