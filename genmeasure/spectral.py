@@ -75,14 +75,14 @@ def operator_norm_upper(layer: Layer, weight: Tensor) -> float:
     padding = _repetitions(layer)
     groups = matrix(weight).double().cpu().chunk(layer.module.groups)
     kernels = [g.reshape(len(g), *weight.shape[1:]) for g in groups]
-    patches = math.sqrt(math.prod(_taps_on_a_pixel(*a) for a in zip(weight.shape[2:], layer.module.stride,
-                                                                     layer.module.dilation, strict=True)))
+    patches = math.sqrt(math.prod(taps_on_a_pixel(*a) for a in zip(weight.shape[2:], layer.module.stride,
+                                                                    layer.module.dilation, strict=True)))
     counted = patches * max(torch.linalg.matrix_norm(g, 2).item() for g in groups)
     circular = max(_circular_norm(layer, kernel) for kernel in kernels)
     return padding * min(counted, circular) * (1 + ROUNDING)
 
 
-def _taps_on_a_pixel(kernel: int, stride: int, dilation: int) -> int:
+def taps_on_a_pixel(kernel: int, stride: int, dilation: int) -> int:
     """The most patches that a pixel is in, along one axis: taps whose offset leaves the same remainder by the stride"""
     return math.ceil(kernel / (stride // math.gcd(stride, dilation)))
 

@@ -13,6 +13,7 @@ from genmeasure.layers import Layer
 from genmeasure.measures.cushion import EXAMPLES, PROBES, Cushion, cushions, plain_network
 from genmeasure.predictions import predictions
 from genmeasure.registry import bound
+from genmeasure.spectral import taps_on_a_pixel
 from genmeasure.subject import Subject
 
 
@@ -21,10 +22,11 @@ def defined(subject: Subject) -> str | None:
 
 
 def patches(layer: Layer) -> int:
-    """ceil(kernel / stride) of a convolution, its largest axis; 1 for a Linear."""
+    """The most patches that hold a pixel, its largest axis: ceil(kernel / stride) without dilation; 1 for a Linear."""
     if not layer.convolution:
         return 1
-    return max(math.ceil(k / s) for k, s in zip(layer.module.kernel_size, layer.module.stride, strict=True))
+    module = layer.module
+    return max(map(taps_on_a_pixel, module.kernel_size, module.stride, module.dilation))
 
 
 def layer_sum(found: Sequence[Cushion], reach: Sequence[int]) -> Estimate:

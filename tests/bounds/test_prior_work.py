@@ -214,6 +214,135 @@ def test_theorem_forms_beside_literal_twins(subject):
     assert total(s, "gouk2021", variant="frobenius") == pytest.approx(wrong + value + confidence, rel=1e-8)
 
 
+def largest_stretch(s, which):
+    """The certified norms by dense matrices: 0 the weights', 1 the start's; float64 rounding is added to them.
+
+    A convolution's is the smaller of its reshaped norm times ceil(k/s) and the norm on a periodic map which has room
+    for its outputs and for the taps that reach beyond.
+    """
+    found = []
+    for layer, three in zip(s.layers, reshaped(s), strict=True):
+        w, norm = three[which], spectral(three[which])
+        if layer.convolution:
+            (k, _), (stride, _), out = layer.module.kernel_size, layer.module.stride, layer.output_shape[1]
+            side = stride * (out + math.ceil(k / stride) - 1)
+            units = torch.eye(layer.input_shape[0] * side**2, dtype=torch.float64)
+            units = units.reshape(-1, layer.input_shape[0], side, side)
+            around = nn.functional.pad(units, (0, k - 1, 0, k - 1), mode="circular")
+            kernel = torch.from_numpy(w).reshape(layer.module.weight.shape)
+            periodic = nn.functional.conv2d(around, kernel, stride=stride)[:, :, :side // stride, :side // stride]
+            norm = min(math.ceil(k / stride) * norm, spectral(periodic.flatten(1).numpy()))
+        assert spectral(unrolled(s)[len(found)][which]) <= norm * (1 + 1e-9)
+        found.append(norm * (1 + 1e-9))
+    return found
+
+
+def repeated_frobenius(s, which):
+    """Frobenius norms of the linear maps, a kernel counted at every position of the output."""
+    found = []
+    for layer, three in zip(s.layers, reshaped(s), strict=True):
+        positions = layer.output_shape[1] * layer.output_shape[2] if layer.convolution else 1
+        found.append(math.sqrt(sum(positions * v * v for row in three[which] for v in row)))
+    return found
+
+
+def widest(s):
+    return max(math.prod(shape) for layer in s.layers for shape in (layer.input_shape, layer.output_shape))
+
+
+@pytest.mark.parametrize("make", [lambda: chain(), lambda: chain(logit=3e4), lambda: chain(logit=1e9), convolutional],
+                         ids=["chain", "beta within its grid", "large norms", "convolutional"])
+def test_the_neyshabur_theorem_beside_its_literal_twin(make):
+    s = make()
+    x = torch.cat([b.inputs[0] for b in s.train])
+    norms, fro, h, m, d = largest_stretch(s, 0), repeated_frobenius(s, 0), widest(s), len(x), len(s.layers)
+    reach, beta = x.flatten(1).norm(dim=1).max().item(), math.prod(norms) ** (1 / d)
+    out, values = s.model(x).detach(), []
+    for j in range(-20, 21):
+        gamma = 2.0**j
+        wrong = sum(row[label] - max(v for k, v in enumerate(row) if k != label) <= gamma
+                    for row, label in zip(out.tolist(), s.train.labels.tolist(), strict=True)) / m
+        low, nearest = (gamma / (2 * reach)) ** (1 / d), beta
+        if low <= beta <= (gamma * math.sqrt(m) / (2 * reach)) ** (1 / d):
+            steps = [low + i * 2 * low / d for i in range(math.ceil(d * m ** (1 / (2 * d))) + 1)]
+            nearest = min(steps, key=lambda b: abs(b - beta))
+        kl = 42**2 / 2 * d**2 * reach**2 * h * math.log(4 * d * h) * nearest ** (2 * d - 2) / gamma**2 * beta**2 * sum(
+            (f / a) ** 2 for f, a in zip(fro, norms, strict=True))
+        values.append(wrong + 4 * math.sqrt((kl + math.log(6 * d * m ** (1 + 1 / (2 * d)) / (0.05 / 41))) / (m - 1)))
+    assert total(s, "neyshabur2018", variant="theorem") == pytest.approx(min(values), rel=1e-9)
+
+
+@each_subject
+def test_the_li_theorem_beside_its_literal_twin(subject):
+    s = subject()
+    x, y, epsilon, delta = torch.cat([b.inputs[0] for b in s.train]), s.train.labels, 0.1, 0.05
+    b, moves, h, n = largest_stretch(s, 1), repeated_frobenius(s, 2), widest(s), len(x)
+    reach = x.flatten(1).norm(dim=1).max().item()
+    losses = [math.log(sum(math.exp(v) for v in row)) - row[label]
+              for row, label in zip(s.model(x).tolist(), y.tolist(), strict=True)]
+    inner = sum(math.prod(b[j] + moves[j] for j in range(len(b)) if j != i) for i in range(len(b)))
+    inside = (36 / epsilon**2 * reach**2 * h * math.log(4 * len(b) * h * reach) * inner**2 * sum(v * v for v in moves)
+              + 3 * math.log(n / delta) + 8)
+    value = sum(losses) / n + epsilon + max(losses) * math.sqrt(inside / n)
+    assert total(s, "li2021", variant="theorem") == pytest.approx(value, rel=1e-9)
+
+
+def apart(convolved):
+    """Behind the first layer no two outputs share an input: J J' is diagonal, and signs u give |J'u| = |J|_F."""
+    with torch.random.fork_rng():
+        torch.manual_seed(6 if convolved else 2)
+        if convolved:
+            net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.ReLU(),
+                                nn.Conv2d(4, 2, 3, stride=2, bias=False), nn.ReLU(), nn.Flatten(),
+                                nn.Linear(8, 3, bias=False)).double()
+            kernel = net[2].weight.data
+            kernel[:, :, 2] = kernel[:, :, :, 2] = kernel[0, 2:] = kernel[1, :2] = 0
+            x = torch.randn(12, 2, 5, 5).double()
+        else:
+            net = nn.Sequential(nn.Linear(4, 9, bias=False), nn.ReLU(), nn.Linear(9, 6, bias=False), nn.ReLU(),
+                                nn.Linear(6, 3, bias=False)).double()
+            x = torch.randn(12, 4).double()
+        for linear in (m for m in net[1:] if isinstance(m, nn.Linear)):
+            rows, columns = torch.meshgrid(*map(torch.arange, linear.weight.shape), indexing="ij")
+            linear.weight.data *= columns % len(linear.weight) == rows
+    return gm.subject(net, {k: 0.9 * v for k, v in net.state_dict().items()},
+                      Batches.from_arrays(x, net(x).argmax(1)), dtype="float64", device="cpu")
+
+
+@pytest.mark.parametrize("convolved", [False, True], ids=["chain", "convolutional"])
+def test_arora_beside_its_literal_twin(convolved):
+    s = apart(convolved)
+    net, x, n, d = s.model, torch.cat([b.inputs[0] for b in s.train]), 12, 3
+    places = [i for i, m in enumerate(net) if hasattr(m, "weight")]
+    into, outs = ([net[:i + k](x).detach() for i in places] for k in (0, 1))
+    parts, contractions = [], []
+    for i, start in enumerate(places):
+        w, layer = net[start].weight.detach(), s.layers[i]
+        positions = math.prod(outs[i].shape[2:])
+        mu = min((o.norm() / (w.norm() * v.norm())).item() for o, v in zip(outs[i], into[i], strict=True))
+        between, spread, c = math.sqrt(positions / outs[i][0].numel()), 1.0, 1.0
+        for v in outs[i] if i + 1 < d else []:
+            c = max(c, (v.norm() / v.relu().norm()).item())
+            for end in places[i + 1:]:
+                jacobian = torch.autograd.functional.jacobian(net[start + 1:end + 1], v[None])
+                jacobian = jacobian.reshape(-1, v.numel())
+                ratio = (jacobian @ v.flatten()).norm() / (jacobian.norm() * v.norm())
+                between = min(between, math.sqrt(positions) * ratio.item())
+                pixels = jacobian.square().sum(0).reshape(len(v), -1).sum(0)
+                if layer.convolution:
+                    spread = max(spread, (pixels.max() / pixels.sum()).item() * positions)
+        contractions.append(c)
+        patches = math.ceil(layer.module.kernel_size[0] / layer.module.stride[0]) if layer.convolution else 1
+        parts.append(spread * patches**2 / (mu * between) ** 2)
+    squared = (net(x).norm(dim=1).max().item() / margin_of(s)) ** 2
+    table = math.sqrt(squared * sum(c * c * p for c, p in zip(contractions, parts, strict=True)) / n)
+    assert total(s, "arora2018", variant="table") == pytest.approx(table, rel=1e-9)
+    parameters = 2 * 72 * squared * max(contractions) ** 2 * d**2 * math.log(n * d * widest(s) / 0.05) * sum(parts)
+    wrong = gm.measure(s, "arora2018").set_index("term")["value"]["margin-error"]
+    value = wrong + math.sqrt(parameters / n)
+    assert total(s, "arora2018", variant="theorem") == pytest.approx(value, rel=1e-9)
+
+
 def test_golden_numbers_of_the_two_matrices():
     assert math.exp(bartlett2017.log_complexity([3, 2], [4, 3])) == pytest.approx(24.0277545978, abs=1e-9)
     assert math.exp(gouk2021.log_mars([3, 2], [0.5, 0.25]) - 0.5 * math.log(100)) == pytest.approx(0.7, abs=1e-12)
@@ -348,6 +477,32 @@ def test_t7_squared_loss_and_softmax():
     traces = (1 - (p**2).sum(1)) * x.square().sum(1)
     trace = math.sqrt(c * traces.max().item() / 16) * v.norm().item()
     assert total(s, "ju2022-trace") == pytest.approx(trace, rel=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_t8_cushions_of_convolutions_stay_below_the_factor_that_pays_for_them(seed):
+    """bounds.md T8: mu <= |op| / |K|_F <= ceil(k/s), or the taps on a pixel if dilated; equal for the top direction."""
+    draw = np.random.default_rng(seed)
+    k, stride, padding, dilation, groups = (int(draw.integers(1, high)) for high in (5, 4, 3, 3, 3))
+    side = (k - 1) * dilation + 1 + int(draw.integers(0, 6))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        conv = nn.Conv2d(2 * groups, 3 * groups, k, stride, padding, dilation, groups, bias=False).double()
+        conv.weight.data = torch.rand_like(conv.weight) if seed % 2 else conv.weight.data
+        units = torch.eye(2 * groups * side**2).double().reshape(-1, 2 * groups, side, side)
+        op = conv(units).detach().flatten(1).T
+        net = nn.Sequential(conv, nn.Flatten(), nn.Linear(len(op), 2, bias=False)).double()
+        x = torch.randn(6, *units.shape[1:]).double()
+    _, sizes, directions = torch.linalg.svd(op, full_matrices=False)
+    ratio = (sizes[0] / conv.weight.norm()).item()
+    stretched = directions[0].reshape(1, *units.shape[1:]).repeat(6, 1, 1, 1)
+    found = []
+    for inputs in (x, stretched):
+        s = gm.subject(net, net, Batches.from_arrays(inputs, torch.arange(6) % 2), dtype="float64", device="cpu")
+        frame = gm.measure(s, "cushion", examples=6).set_index(["layer", "term"])["value"]
+        found.append(frame["0", "layer-cushion"])
+    assert found[0] <= found[1] == pytest.approx(ratio, rel=1e-9)
+    assert ratio <= arora2018.patches(s.layers[0]) * (1 + 1e-9)
 
 
 def test_t9_inequalities_between_the_hessian_bounds():
