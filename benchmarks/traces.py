@@ -148,7 +148,7 @@ def encoders(setting: Setting) -> Iterator[Case]:
 def against_curvlinops(case: Case, setting: Setting, our_runs: Sequence[Timed[ours.Answer]], equal: float) -> Row:
     """Our runs on all examples against the cheapest of Hutchinson, Hutch++ and XTrace, extrapolated.
 
-    The number of products each would need comes from runs on one batch, and their time from the same runs.
+    The number of products each would need comes from runs on 32 examples, and their time from the same runs.
     """
     subject = case.first(setting.examples(32, 16))
     tool = theirs.Curvlinops(subject)

@@ -22,7 +22,7 @@ from genmeasure.curvature.sampling import (
     paired_mean,
     paired_sample,
 )
-from genmeasure.curvature.survey import EIGEN_OUTPUTS, NEGLIGIBLE, Survey, survey
+from genmeasure.curvature.survey import NEGLIGIBLE, Survey, survey
 from genmeasure.curvature.taps import SHARE, Probe, Taps, diagonal_second_derivatives, find_taps, squared_gradients
 from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
@@ -171,8 +171,8 @@ def _parts(risk: Risk, taps: Taps | None, linear: Sequence[bool], max_passes: in
                          "be drawn example by example; take route=hutchinson")
     found = survey(risk)
     if found is None:
-        raise InputError(f"the loss {risk.loss.name!r} has more than {EIGEN_OUTPUTS} outputs, an output Hessian too "
-                         "large to decompose; take route=hutchinson")
+        raise InputError(f"the loss {risk.loss.name!r} has an output Hessian too large to decompose; take "
+                         "route=hutchinson")
     limit = max_passes * risk.batches.size
     parts: list[Part] = [Pairs(risk, taps, found, limit, seed) if found.apart else
                          Labels(risk, taps, found.sizes[:, 0], limit, seed)]

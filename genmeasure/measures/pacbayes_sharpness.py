@@ -49,7 +49,7 @@ def magnitude_aware(moves: Tensor, reference: float, sigma: float, n: int) -> fl
 @measure("pacbayes-sharpness", index=("term",), needs=("classes",), costly=True, unit={"sigma": "weight"},
          source="Jiang et al. 2020, arXiv:1912.02178; Keskar et al. 2017, arXiv:1609.04836; bounds.md 4")
 def pacbayes_sharpness(subject: Subject, *, deviation: float = 0.1, draws: int = 10, depth: int = 10,
-              seed: int = 0) -> dict[str, Estimate]:
+                       seed: int = 0) -> dict[str, Estimate]:
     """The noise that the training accuracy bears, and the PAC-Bayes measures that Jiang et al. build from it.
 
     `sigma`: along each of `draws` directions of Gaussian noise on the layers' weights the largest standard deviation,

@@ -82,7 +82,7 @@ def gauss_newton_blocks(s):
 @pytest.mark.parametrize("eigen", [0, 32], ids=["classes", "eigenvectors"])
 @pytest.mark.parametrize("first", [4, 7, 128])
 def test_gauss_newton_trace_is_exact_for_piecewise_linear_networks(eigen, first, monkeypatch):
-    monkeypatch.setattr(trace, "EIGEN_OUTPUTS", eigen)
+    monkeypatch.setattr("genmeasure.curvature.survey.EIGEN_OUTPUTS", eigen)
     monkeypatch.setattr(trace, "FIRST_PAIRS", first)
     s = make(RELU)
     dense = Dense(s)
@@ -117,7 +117,7 @@ def test_routes_that_a_network_or_a_loss_does_not_allow_say_which_one_does(monke
 
 @pytest.mark.parametrize("eigen", [0, 32], ids=["classes", "eigenvectors"])
 def test_a_sample_of_pairs_agrees_with_the_whole(eigen, monkeypatch):
-    monkeypatch.setattr(trace, "EIGEN_OUTPUTS", eigen)
+    monkeypatch.setattr("genmeasure.curvature.survey.EIGEN_OUTPUTS", eigen)
     monkeypatch.setattr(trace, "FIRST_PAIRS", 100)
     monkeypatch.setattr(trace, "ENOUGH", 5)
     s = make(TANH, examples=200)
