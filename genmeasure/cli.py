@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genmeasure.errors import InputError
+from genmeasure.errors import InputError, LostRank
 
 DEFAULT_SEED = 0
 SHORT = ("subject", "loss train", "loss test", "loss gap", "error train", "error test", "trace", "distance", "ju2022")
@@ -57,6 +57,7 @@ def seeded(chosen: Sequence, seed: int) -> tuple:
 
 
 def audit(arguments: argparse.Namespace) -> int:
+    from genmeasure.engine.ranks import joined
     from genmeasure.study import run
     from genmeasure.subject import SubjectFiles
 
@@ -70,9 +71,10 @@ def audit(arguments: argparse.Namespace) -> int:
                          arguments.train, arguments.test, arguments.loss, arguments.device, arguments.dtype,
                          arguments.batch_size, arguments.head, rename=tuple(arguments.rename or ()),
                          head_center=arguments.head_center, seed=arguments.seed)
-    readings = run([files], requests(arguments.measure, arguments.seed), arguments.out, study="audit",
-                   provenance=command(arguments), only_applicable=not arguments.measure)
-    return finish(readings, arguments.out)
+    with joined(arguments.device) as engine:
+        readings = run([files], requests(arguments.measure, arguments.seed), arguments.out, study="audit",
+                       engine=engine, provenance=command(arguments), only_applicable=not arguments.measure)
+        return finish(readings, arguments.out, engine)
 
 
 def audit_weights(arguments: argparse.Namespace) -> int:
@@ -244,8 +246,13 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"command": arguments.command, "arguments": asked}
 
 
-def finish(readings: Any, out: str | Path) -> int:
-    """Publish a run folder and say what came out: 1 if some readings failed, which are listed, else 0."""
+def finish(readings: Any, out: str | Path, engine: Any = None) -> int:
+    """Publish a run folder and say what came out: 1 if some readings failed, which are listed, else 0.
+
+    engine: of several processes, one of which publishes.
+    """
+    if engine is not None:
+        return engine.once(lambda: finish(readings, out))
     import pandas as pd
 
     from genmeasure.publish import publish
@@ -269,7 +276,11 @@ def finish(readings: Any, out: str | Path) -> int:
 
 
 def say(text: str, stream: Any = None) -> None:
-    (stream or sys.stdout).write(text + "\n")
+    """One of several processes speaks."""
+    from genmeasure.engine.ranks import leads
+
+    if leads():
+        (stream or sys.stdout).write(text + "\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -351,6 +362,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     try:
         return parsed.function(parsed)
+    except LostRank as error:
+        sys.stderr.write(f"genmeasure: {' '.join(str(error).split())}\n")  # whichever rank is left
+        return 1
     except InputError as error:
         say(f"genmeasure: {' '.join(str(error).split())}", sys.stderr)
         return 2

@@ -86,8 +86,9 @@ class Risk:
         return risk
 
     def spend(self, cost: float, examples: int) -> None:
-        """Record a computation that costs `cost` forward-equivalents on each of `examples`."""
-        self.passes += cost * examples / self.batches.size
+        """Record a computation that costs `cost` forward-equivalents on each of `examples`; its share of each of
+        several processes that do the same."""
+        self.passes += cost * examples / self.batches.size / self.engine.copies
 
     def place(self, batch: Batch) -> Batch:
         """`batch` on the weights' device, floating-point inputs in their dtype."""

@@ -10,7 +10,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from genmeasure.checkpoints.locate import locate
 from genmeasure.checkpoints.names import renamed, table
 from genmeasure.checkpoints.read import is_adapter, open_stored, read_adapter
 from genmeasure.engine import Engine, LocalEngine, progress
-from genmeasure.errors import InputError
+from genmeasure.errors import InputError, LostRank
 from genmeasure.estimate import Estimate, Estimates
 from genmeasure.predictions import has_input_norm
 from genmeasure.registry import Member, bound, find, measure
@@ -91,7 +91,7 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
                          "check the inputs, or measure with --dtype float64")
     checks = () if undefined else member.assumes
     violated = {check.__name__.replace("_", "-"): check(subject, parameters) for check in checks}
-    seconds, passes = time.perf_counter() - started, subject.risk.passes - before
+    seconds, passes = time.perf_counter() - started, subject.engine.total(subject.risk.passes - before)
     kind = member.kind_for(parameters)
     if kind == "certificate" and any(violated.values()):
         kind = "measure"
@@ -174,7 +174,10 @@ def _read_part(path: Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Task:
-    """One subject with all its requests: they share what the subject remembers."""
+    """One subject with some of its requests, which share what the subject remembers.
+
+    parts: the folder that holds finished readings. load: the engine to load the subject with, for a subject by files.
+    """
 
     subject: Subject | SubjectFiles
     requests: tuple[Request, ...]
@@ -183,22 +186,43 @@ class Task:
     alone: bool = False
     loaded: Subject | None = None
     only_applicable: bool = False
+    engine: Engine = field(default_factory=LocalEngine)
 
-    def __call__(self) -> tuple[list[str], list[pd.DataFrame], dict[str, Any]]:
-        """Write the missing parts. Returns the names of all parts, the failed readings, and facts about the subject."""
+    @property
+    def name(self) -> str:
+        return self.subject.name
+
+    def outcomes(self, start: int) -> Iterator[Outcome]:
+        """Write the missing parts, from request number `start` on; what became of each, and facts about the subject.
+
+        Raises `InputError` for a subject that cannot be loaded.
+        """
         with torch.random.fork_rng(devices=[]):
-            subject = self.loaded or (self.subject.load() if isinstance(self.subject, SubjectFiles) else self.subject)
-            names, failures = [], []
+            subject = self.loaded or self._load()
             requests = applicable(subject, self.requests) if self.only_applicable else self.requests
+            requests = requests[start:]
             for request in progress(requests, subject.name) if self.alone else requests:
-                path = self.parts / f"{key(subject, request)}.csv"
-                if not path.exists():
-                    try:
-                        write_atomically(path, to_csv(read(subject, request, self.study)))
-                    except Exception as error:
-                        failures.append(failed(subject, request, error, self.study))
-                        continue
-                names.append(path.name)
+                yield self._carried_out(subject, request)
+        yield Outcome(self.name, facts=self._facts(subject))
+
+    def _load(self) -> Subject:
+        with self.engine.together():
+            return self.subject.load(self.engine) if isinstance(self.subject, SubjectFiles) else self.subject
+
+    def _carried_out(self, subject: Subject, request: Request) -> Outcome:
+        engine, path = subject.engine, self.parts / f"{key(subject, request)}.csv"
+        if not engine.once(path.exists):
+            try:
+                with engine.together():
+                    readings = read(subject, request, self.study)
+                engine.once(lambda: write_atomically(path, to_csv(readings)))
+            except LostRank:
+                raise
+            except Exception as error:
+                return Outcome(self.name, failure=failed(subject, request, error, self.study))
+        return Outcome(self.name, part=path.name)
+
+    def _facts(self, subject: Subject) -> dict[str, Any]:
         selected = {path for x in subject.layers for path in (x.parameter, *x.tied)}
         left_out = [n for n, p in subject.model.named_parameters() if p.ndim > 1 and n not in selected]
         facts = {"fingerprint": subject.fingerprint, "layers": [x.name for x in subject.layers],
@@ -209,14 +233,25 @@ class Task:
         if isinstance(self.subject, SubjectFiles):
             facts |= {"model": self.subject.model, "start": self.subject.start, "end": self.subject.end,
                       "train": self.subject.train, "test": self.subject.test}
-        return names, failures, facts
+        return facts
 
 
-def _carry_out(task: Task) -> tuple[str, Any]:
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a request (the name of its part, or a failed reading), of a subject (facts, or bad input)."""
+
+    subject: str
+    part: str = ""
+    failure: pd.DataFrame | None = None
+    facts: Mapping[str, Any] | None = None
+    bad: InputError | None = None
+
+
+def _carry_out(task: Task, start: int) -> Iterator[Outcome]:
     try:
-        return task.subject.name, task()
+        yield from task.outcomes(start)
     except InputError as error:
-        return task.subject.name, error
+        yield Outcome(task.name, bad=error)
 
 
 def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request], out: str | Path, *, study: str = "",
@@ -241,30 +276,32 @@ def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request],
         raise InputError(f"two subjects are named {twice!r}; the names of a study's subjects must differ")
     out, engine, started = Path(out), engine or LocalEngine(), time.perf_counter()
     alone = len(subjects) == 1
-    tasks = [Task(s, tuple(requests), study, out / "parts", alone, only_applicable=only_applicable) for s in subjects]
+    tasks = [Task(s, tuple(requests), study, out / "parts", alone, only_applicable=only_applicable,
+                  engine=engine.within) for s in subjects]
     if alone and isinstance(subjects[0], SubjectFiles):  # nothing is written for bad input
-        tasks = [replace(tasks[0], loaded=subjects[0].load(engine))]
-    (out / "parts").mkdir(parents=True, exist_ok=True)
-    done, bad = {}, []
-    for name, outcome in engine.map(_carry_out, tasks, "audit"):
-        if isinstance(outcome, InputError):
-            bad.append(f"{name}: {outcome}")
-        else:
-            done[name] = outcome
+        tasks = [replace(tasks[0], loaded=tasks[0]._load())]
+    engine.once(lambda: (out / "parts").mkdir(parents=True, exist_ok=True))
+    found: dict[str, list[Outcome]] = {name: [] for name in names}
+    for outcome in engine.map(_carry_out, tasks, "audit"):
+        found[outcome.subject].append(outcome)
+    bad = [f"{name}: {o.bad}" for name in names for o in found[name] if o.bad is not None]
     if bad:
         raise InputError(bad[0] + (f" (and {len(bad) - 1} more subjects could not be read)" if len(bad) > 1 else ""))
-    frames = []
-    for name in names:
-        parts, failures, _ = done[name]
-        frames += [_read_part(out / "parts" / p) for p in parts] + failures
-    readings = pd.concat([f for f in frames if len(f)], ignore_index=True)
-    readings["study"] = study
-    write_atomically(out / "readings.csv", to_csv(readings))
-    facts = {**settings(), **(provenance or {}), "study": study, "requests": [
-        {"name": r.name, **r.member.parameters(r.parameters)} for r in requests],
-        "subjects": {n: done[n][2] for n in names}, "seconds": time.perf_counter() - started}
-    write_atomically(out / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
-    return readings
+
+    def collect() -> pd.DataFrame:
+        outcomes = [o for name in names for o in found[name]]
+        frames = [o.failure if o.failure is not None else _read_part(out / "parts" / o.part) for name in names
+                  for o in sorted(found[name], key=lambda o: o.failure is not None) if o.facts is None]
+        readings = pd.concat([f for f in frames if len(f)], ignore_index=True)
+        readings["study"] = study
+        write_atomically(out / "readings.csv", to_csv(readings))
+        facts = {**settings(), **(provenance or {}), "study": study, "requests": [
+            {"name": r.name, **r.member.parameters(r.parameters)} for r in requests],
+            "subjects": {o.subject: o.facts for o in outcomes if o.facts is not None},
+            "seconds": time.perf_counter() - started}
+        write_atomically(out / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
+        return readings
+    return engine.once(collect)
 
 
 def run_weights(name: str, start: str, end: str, out: str | Path, *, rename: Sequence[str] = (), study: str = "",
