@@ -91,7 +91,8 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
         def reference() -> nn.Module:
             return fine_tune(model, "plain", train, validation, settings=settings, head=head).model
         ready = algorithm.prepare(Context.of(trained, classes=classes, head=head, confusion=confusion,
-                                             examples=examples, epochs=settings.epochs, reference=reference))
+                                             examples=examples, epochs=settings.epochs, reference=reference,
+                                             settings=settings))
         history, chosen = _run(trained, ready, examples, validation, selection, settings)
     trained.zero_grad(set_to_none=True)
     passes = len(history) * (ready.probe.passes + ready.loss.passes)
