@@ -12,7 +12,7 @@ from genmeasure.data.label_noise.labels import rows_of_probabilities
 from genmeasure.errors import InputError
 
 OUTLIERS = 0.97
-"""Probabilities from this quantile on are left out when the anchor of a class is looked for."""
+"""Examples from this quantile of a class's probability on are left out when its anchor is looked for."""
 
 
 def dual_t(probabilities: Tensor, labels: Tensor, quantile: float = OUTLIERS) -> Tensor:
@@ -40,8 +40,14 @@ def dual_t(probabilities: Tensor, labels: Tensor, quantile: float = OUTLIERS) ->
 
 
 def anchors(probabilities: Tensor, quantile: float = OUTLIERS) -> Tensor:
-    """The row [k] of each class's anchor: the largest probability below the quantile (the next higher value of the
-    sample)."""
-    rank = math.ceil(quantile * (len(probabilities) - 1))
-    threshold = probabilities.sort(0).values[rank]
-    return torch.where(probabilities >= threshold, 0.0, probabilities).argmax(0)
+    """The row [k] of each class's anchor: the most probable example below the quantile.
+
+    At most half of the examples that are predicted to be of a class are left out: with more than some 33 classes the
+    published quantile would leave out all of them. Equal probabilities, as those of a model that is certain, are taken
+    by their place in the data, where the published comparison of values would leave out all of them at once.
+    """
+    examples, classes = probabilities.shape
+    outliers = examples - math.ceil(quantile * (examples - 1))
+    predicted = torch.bincount(probabilities.argmax(1), minlength=classes)
+    place = examples - 1 - torch.minimum(predicted // 2, torch.tensor(outliers))
+    return probabilities.sort(dim=0, stable=True).indices.gather(0, place.clamp(min=0)[None])[0]

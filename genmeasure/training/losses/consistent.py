@@ -81,8 +81,7 @@ class Consistent(Recipe[TrainLoss]):
                              "from; pass confusion=… of genmeasure.training.dual_t.dual_t")
         batch_size = context.settings.batch_size if context.settings else len(context.examples)
         scores = predict(context.reference(), context.examples, batch_size)
-        confusion = dual_t(scores.double().softmax(1) if scores.device.type != "mps" else scores.softmax(1),
-                           context.examples.targets)
+        confusion = dual_t(scores.cpu().double().softmax(1), context.examples.targets)
         log.info("dual-T estimate of the confusion matrix: condition number %.3g", condition_number(confusion))
         return confusion
 
