@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,10 @@ class Context:
         start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         confusion = None if confusion is None else torch.as_tensor(confusion, dtype=torch.float64)
         return cls(model, start, head, classes, confusion, examples, epochs, reference)
+
+    def to(self, device: torch.device | str) -> Context:
+        """With the start on a device, where the model has been moved."""
+        return replace(self, start={name: tensor.to(device) for name, tensor in self.start.items()})
 
     def in_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head."""
