@@ -38,11 +38,12 @@ class Context:
     def of(cls, model: nn.Module, *, classes: int | None = None, head: str | None = None,
            confusion: Tensor | None = None, examples: Batch | None = None, epochs: int | None = None,
            reference: Callable[[], nn.Module] | None = None) -> Context:
-        """Take a snapshot of `model`, before it is wrapped for several devices.
+        """Take a snapshot of `model`, or of the module inside its wrappers for several devices.
 
         head: default the last linear or convolutional module in registration order. classes: default the width of
         the head. Raises `InputError` for a head that does not exist, or whose width is unknown.
         """
+        model = unwrapped(model)
         head = last_layer(model) if head is None else head
         modules = dict(model.named_modules())
         if head not in modules:

@@ -45,7 +45,7 @@ class AlgorithmMixin:
         super().__init__(*args, **kwargs)
         if self.model is None:
             raise InputError("a trainer came with model_init, so that its start is not known; pass model=…")
-        context = Context.of(unwrapped(self.model), head=head, confusion=confusion,
+        context = Context.of(self.model, head=head, confusion=confusion,
                              epochs=math.ceil(self.args.num_train_epochs))
         self.algorithm = algorithm.prepare(context)
         self._waiting: list[dict[str, Any]] = []

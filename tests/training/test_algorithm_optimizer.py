@@ -55,6 +55,74 @@ def test_same_steps_as_in_the_loop(name, style, net, train):
         torch.testing.assert_close(found.state_dict()[key], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["sam", "nso"])
+def test_a_closure_may_accumulate(name, net, train):
+    """Without layers that look at the batch, parts of a minibatch give what the whole gives."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 10))
+    x, y = torch.cat([b.inputs[0] for b in train])[:64], torch.cat([b.targets for b in train])[:64]
+    found = []
+    for parts in (1, 4):
+        model = copy.deepcopy(net)
+        optimizer = AlgorithmOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, ALGORITHMS[name],
+                                       generator=torch.Generator().manual_seed(0))
+
+        def closure(model=model, parts=parts, optimizer=optimizer):
+            optimizer.zero_grad()
+            losses = []
+            for a, b in zip(x.chunk(parts), y.chunk(parts), strict=True):
+                losses.append(nn.functional.cross_entropy(model(a), b) / parts)
+                losses[-1].backward()
+            return torch.stack(losses).sum()
+        for _ in range(3):
+            optimizer.step(closure)
+        found.append(nn.utils.parameters_to_vector(model.parameters()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def ranks_steps(rank, folder):
+    """What each of two ranks does."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    for name in ("sam", "nso", "sam with a pull and balls"):
+        torch.save(on_half_the_data(name, rank), f"{folder}/{name}-{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def on_half_the_data(name, rank):
+    model, x, y = ranks_problem()
+    x, y = x[rank::2], y[rank::2]
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = AlgorithmOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), wrapped, ALGORITHMS[name],
+                                   generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        optimizer.step(loss=lambda: nn.functional.cross_entropy(wrapped(x), y))
+    return model.state_dict()
+
+
+def ranks_problem():
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 2))
+        x = torch.randn(32, 6)
+    return model, x, (x[:, 0] * x[:, 1] > 0).long()
+
+
+@pytest.mark.slow
+def test_two_ranks_take_the_steps_of_one(tmp_path):
+    torch.multiprocessing.spawn(ranks_steps, (str(tmp_path),), nprocs=2)
+    for name in ("sam", "nso", "sam with a pull and balls"):
+        model, x, y = ranks_problem()
+        optimizer = AlgorithmOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, ALGORITHMS[name],
+                                       generator=torch.Generator().manual_seed(0))
+        for _ in range(3):
+            optimizer.step(loss=lambda m=model, a=x, b=y: nn.functional.cross_entropy(m(a), b))
+        for rank in (0, 1):
+            found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
+            for key, value in model.state_dict().items():
+                torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
+
+
 def test_plain_gradient_needs_no_closure(net, train):
     optimizer = AlgorithmOptimizer(torch.optim.AdamW(net.parameters(), lr=0.1), net, "layer-ball")
     optimizer.algorithm.constraint.balls[0].center.zero_()
