@@ -91,17 +91,18 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
         def reference() -> nn.Module:
             return fine_tune(model, "plain", train, validation, settings=settings, head=head).model
         ready = algorithm.prepare(Context.of(trained, classes=classes, head=head, confusion=confusion,
-                                             examples=examples, epochs=settings.epochs, reference=reference))
+                                             examples=examples, epochs=settings.epochs, reference=reference,
+                                             settings=settings))
         history, chosen = _run(trained, ready, examples, validation, selection, settings)
     trained.zero_grad(set_to_none=True)
-    passes = len(history) * ready.probe.passes
+    passes = len(history) * (ready.probe.passes + ready.loss.passes)
     return Result(trained, history, chosen, time.perf_counter() - began, passes, ready, settings)
 
 
 def _run(model, algorithm, examples, validation, selection, settings) -> tuple[tuple[Epoch, ...], int]:
     order = torch.Generator().manual_seed(settings.seed)
     if algorithm.adapter is not None:
-        algorithm.adapter.attach(model, order)
+        algorithm.adapter.attach(model, torch.Generator().manual_seed(settings.seed))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = OPTIMIZERS[settings.optimizer](parameters, settings)
     noise = torch.Generator(parameters[0].device).manual_seed(settings.seed)
@@ -147,7 +148,7 @@ def _epoch(number, model, algorithm, examples, optimizer, batch_size, order: Gen
     total = torch.zeros((), dtype=torch.float64 if sample.device.type != "mps" else torch.float32, device=sample.device)
     for rows in shuffled_rows(len(examples), batch_size, order):
         batch = algorithm.loss.draw(examples.select(rows).to(sample.device, sample.dtype), order, model)
-        total += len(batch) * step(model, algorithm, MiniBatch(model, algorithm.loss, batch), optimizer, noise)
+        total += len(rows) * step(model, algorithm, MiniBatch(model, algorithm.loss, batch), optimizer, noise)
         if algorithm.average is not None:
             algorithm.average.after_step(model, number)
     if algorithm.average is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -98,7 +98,13 @@ class Probe(Piece, ABC):
 
 
 class TrainLoss(Piece, ABC):
-    """What is minimised, per example."""
+    """What is minimised, per example.
+
+    passes: forward-backward passes per step that `draw` takes, beyond those of the probe; a forward pass alone is a
+    third.
+    """
+
+    passes: ClassVar[float] = 0
 
     def draw(self, batch: Batch, generator: Generator | None = None, model: nn.Module | None = None) -> Batch:
         """What is drawn anew once per step, before all of its passes. generator: on the CPU. model: as it is before
