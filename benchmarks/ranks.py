@@ -1,7 +1,7 @@
 """Two ranks of torch.distributed against one process, each with one thread, in turn in one run.
 
-Rank 0 first works alone, with the other one waiting, then both together. `ours` and `theirs` are seconds on the clock of
-the two ranks and of the one process. Where other programs use the machine, the clock shows them too, so the longest
+Rank 0 first works alone, with the other one waiting, then both together. `ours` and `theirs` are seconds on the clock
+of the two ranks and of the one process. Where other programs use the machine, the clock shows them too, so the longest
 way is given beside it: from one message between the ranks to the next, the processor time of the rank that used most.
 The efficiency is the one process's time over twice that of the two ranks.
 """

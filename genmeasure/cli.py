@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -83,16 +84,37 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def run_study(arguments: argparse.Namespace) -> int:
-    from genmeasure.engine import LocalEngine
     from genmeasure.study import run
 
     module = load_study(arguments.study)
-    engine = LocalEngine(arguments.workers)
     facts = {"by": getattr(module, "BY", None), "cluster": getattr(module, "CLUSTER", None)}
     subjects, wanted = subjects_of(module, arguments), seeded(tuple(module.REQUESTS), arguments.seed)
-    readings = run(subjects, wanted, arguments.out, study=Path(arguments.study).stem,
-                   engine=engine, provenance={**command(arguments), **facts})
-    return finish(readings, arguments.out)
+    with engine_of(arguments) as engine:
+        readings = run(subjects, wanted, arguments.out, study=Path(arguments.study).stem,
+                       engine=engine, provenance={**command(arguments), **facts})
+        return finish(readings, arguments.out, engine)
+
+
+def engine_of(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """`local[:N]`, `ray[:ADDRESS]`, or the ranks that torchrun started."""
+    from genmeasure.engine import LocalEngine
+    from genmeasure.engine.ranks import asked_for, joined
+
+    kind, _, rest = (arguments.engine or "").partition(":")
+    if asked_for():
+        if kind:
+            raise InputError(f"--engine {arguments.engine} came under torchrun, whose ranks share every subject; leave "
+                             "one of them out")
+        return joined(arguments.device)
+    if kind == "ray":
+        from genmeasure.engine.cluster import Resources, connected
+
+        return connected(rest or None, Resources(arguments.task_cpus, arguments.task_gpus,
+                                                 round(arguments.task_memory * 2**30)))
+    if kind not in ("", "local") or (rest and not rest.isdigit()) or rest == "0":
+        raise InputError(f"the engine {arguments.engine!r} came; give local:N with a number of processes, ray to start "
+                         "a cluster on this machine, or ray:ADDRESS")
+    return contextlib.nullcontext(LocalEngine(int(rest or min(os.cpu_count() or 1, 8))))
 
 
 def subjects_of(module: Any, arguments: argparse.Namespace) -> list:
@@ -323,8 +345,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--noise", type=float, help="rate of symmetric label noise, for consistent-loss")
     sub.add_argument("--head", help="module path of the head, which the start may have in another shape")
 
-    sub = add("run", run_study, "Carry out a study file: SUBJECTS() and REQUESTS.", out="", workers=True)
+    sub = add("run", run_study, "Carry out a study file: SUBJECTS() and REQUESTS.", out="")
     sub.add_argument("study", help="path of the study's Python file")
+    sub.add_argument("--engine", help="local:N for N processes of this machine (its cores, 8 at the most, if left "
+                     "out), ray for a cluster started on this machine, ray:ADDRESS for one that runs")
+    sub.add_argument("--task-cpus", type=float, default=1, help="cores of a task on a Ray cluster")
+    sub.add_argument("--task-gpus", type=float, default=0, help="GPUs of a task on a Ray cluster; may be a fraction")
+    sub.add_argument("--task-memory", type=float, default=0, help="GiB of memory of a task on a Ray cluster")
     sub = add("report", report, "Write tables, plots and report of a run folder again.", seed=False)
     sub.add_argument("folder", help="a run folder that holds readings.csv")
     sub = add("list", list_members, "List measures, bounds, algorithms, model families and label noise.", seed=False)

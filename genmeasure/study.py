@@ -177,7 +177,8 @@ def _read_part(path: Path) -> pd.DataFrame:
 class Task:
     """One subject with some of its requests, which share what the subject remembers.
 
-    parts: the folder that holds finished readings. load: the engine to load the subject with, for a subject by files.
+    parts: the folder that holds finished readings. have: the parts that exist, for a task that runs where the folder
+    may not be; what it measures is then written by who gets its outcomes. engine: what the subject is loaded with.
     """
 
     subject: Subject | SubjectFiles
@@ -188,6 +189,10 @@ class Task:
     loaded: Subject | None = None
     only_applicable: bool = False
     engine: Engine = field(default_factory=LocalEngine)
+    have: frozenset[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.requests) + 1
 
     @property
     def name(self) -> str:
@@ -199,29 +204,32 @@ class Task:
         Raises `InputError` for a subject that cannot be loaded.
         """
         with torch.random.fork_rng(devices=[]):
-            subject = self.loaded or self._load()
+            subject = self.loaded or self.load()
             requests = applicable(subject, self.requests) if self.only_applicable else self.requests
             requests = requests[start:]
             for request in progress(requests, subject.name) if self.alone else requests:
                 yield self._carried_out(subject, request)
         yield Outcome(self.name, facts=self._facts(subject))
 
-    def _load(self) -> Subject:
+    def load(self) -> Subject:
+        """The subject, read from its files where it is one by files."""
         with self.engine.together():
             return self.subject.load(self.engine) if isinstance(self.subject, SubjectFiles) else self.subject
 
     def _carried_out(self, subject: Subject, request: Request) -> Outcome:
         engine, path = subject.engine, self.parts / f"{key(subject, request)}.csv"
-        if not engine.once(path.exists):
+        text = ""
+        if not (engine.once(path.exists) if self.have is None else path.name in self.have):
             try:
                 with engine.together():
-                    readings = read(subject, request, self.study)
-                engine.once(lambda: write_atomically(path, to_csv(readings)))
+                    text = to_csv(read(subject, request, self.study))
+                if self.have is None:
+                    engine.once(lambda: write_atomically(path, text))
             except LostRank:
                 raise
             except Exception as error:
-                return Outcome(self.name, failure=failed(subject, request, error, self.study))
-        return Outcome(self.name, part=path.name)
+                return Outcome(self.name, request, failure=failed(subject, request, error, self.study))
+        return Outcome(self.name, request, part=path.name, text="" if self.have is None else text)
 
     def _facts(self, subject: Subject) -> dict[str, Any]:
         selected = {path for x in subject.layers for path in (x.parameter, *x.tied)}
@@ -239,10 +247,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a request (the name of its part, or a failed reading), of a subject (facts, or bad input)."""
+    """What came of a request (the name of its part, with its text where that is still to be written, or a failed
+    reading) or of a subject (facts, or bad input)."""
 
     subject: str
+    request: Request | None = None
     part: str = ""
+    text: str = ""
     failure: pd.DataFrame | None = None
     facts: Mapping[str, Any] | None = None
     bad: InputError | None = None
@@ -253,6 +264,15 @@ def _carry_out(task: Task, start: int) -> Iterator[Outcome]:
         yield from task.outcomes(start)
     except InputError as error:
         yield Outcome(task.name, bad=error)
+
+
+def tasks_of(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request], study: str, parts: Path,
+             engine: Engine, only_applicable: bool) -> list[Task]:
+    """A task for every subject; several that share its requests where a cluster has more processes than subjects."""
+    pieces = min(len(requests), math.ceil(engine.processes / len(subjects))) if engine.remote else 1
+    have = frozenset(p.name for p in parts.glob("*.csv")) if engine.remote else None
+    return [Task(s, tuple(requests[i::pieces]), study, parts, only_applicable=only_applicable, engine=engine.within,
+                 have=have) for s in subjects for i in range(pieces)]
 
 
 def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request], out: str | Path, *, study: str = "",
@@ -276,14 +296,15 @@ def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request],
         twice = next(n for n in names if names.count(n) > 1)
         raise InputError(f"two subjects are named {twice!r}; the names of a study's subjects must differ")
     out, engine, started = Path(out), engine or LocalEngine(), time.perf_counter()
-    alone = len(subjects) == 1
-    tasks = [Task(s, tuple(requests), study, out / "parts", alone, only_applicable=only_applicable,
-                  engine=engine.within) for s in subjects]
-    if alone and isinstance(subjects[0], SubjectFiles):  # nothing is written for bad input
-        tasks = [replace(tasks[0], loaded=tasks[0]._load())]
+    tasks = tasks_of(subjects, requests, study, out / "parts", engine, only_applicable)
+    if len(tasks) == 1 and not engine.remote:  # nothing is written for bad input
+        tasks = [replace(tasks[0], alone=True, loaded=tasks[0].load())]
     engine.once(lambda: (out / "parts").mkdir(parents=True, exist_ok=True))
     found: dict[str, list[Outcome]] = {name: [] for name in names}
     for outcome in engine.map(_carry_out, tasks, "audit"):
+        if outcome.text:
+            write_atomically(out / "parts" / outcome.part, outcome.text)
+            outcome = replace(outcome, text="")
         found[outcome.subject].append(outcome)
     bad = [f"{name}: {o.bad}" for name in names for o in found[name] if o.bad is not None]
     if bad:
@@ -291,8 +312,11 @@ def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request],
 
     def collect() -> pd.DataFrame:
         outcomes = [o for name in names for o in found[name]]
-        frames = [o.failure if o.failure is not None else _read_part(out / "parts" / o.part) for name in names
-                  for o in sorted(found[name], key=lambda o: o.failure is not None) if o.facts is None]
+        frames = []
+        for name in names:
+            mine = sorted((o for o in found[name] if o.request), key=lambda o: requests.index(o.request))
+            frames += [_read_part(out / "parts" / o.part) for o in mine if o.part]
+            frames += [o.failure for o in mine if o.failure is not None]
         readings = pd.concat([f for f in frames if len(f)], ignore_index=True)
         readings["study"] = study
         write_atomically(out / "readings.csv", to_csv(readings))

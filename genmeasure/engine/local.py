@@ -29,7 +29,11 @@ class LocalEngine:
 
     workers: int = 1
 
-    lead, copies = True, 1
+    lead, copies, remote = True, 1, False
+
+    @property
+    def processes(self) -> int:
+        return self.workers
 
     @property
     def within(self) -> LocalEngine:

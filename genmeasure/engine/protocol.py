@@ -37,7 +37,7 @@ class Engine(Protocol):
         """fn: batch -> [batch, ...], one row per example. Returns [examples, ...] on the CPU."""
 
     def map(self, fn: Callable[[Any, int], Iterator[T]], tasks: Sequence[Any], description: str) -> Iterator[T]:
-        """Independent tasks: what `fn(task, 0)` yields for each, in any order of completion of the tasks.
+        """Independent tasks: what `fn(task, 0)` yields for each, `len(task)` results, in any order of the tasks.
 
         A task that is lost on the way is carried out again, as `fn(task, number)` after `number` results of it came.
         """
@@ -50,6 +50,14 @@ class Engine(Protocol):
 
     def total(self, number: float) -> float:
         """The sum of the processes' numbers."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether tasks of `map` may run where this process's files are not."""
+
+    @property
+    def processes(self) -> int:
+        """Tasks of `map` that run at a time."""
 
     @property
     def copies(self) -> int:

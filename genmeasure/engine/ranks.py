@@ -88,6 +88,7 @@ class Ranks:
     def __init__(self, device: torch.device):
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
         self._number, self.copies = 0, self.size
+        self.remote, self.processes = False, 1
 
     @property
     def lead(self) -> bool:

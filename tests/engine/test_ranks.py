@@ -60,7 +60,8 @@ def test_sums_and_rows_are_those_of_one_process(size, examples, small_bytes, mon
     def work(engine):
         def x(batch):
             return batch.inputs[0]
-        return [engine.sum(lambda b: x(b).sum(0), data), engine.sum(lambda b: {None: x(b).sum(), "n": x(b).T @ x(b)}, data),
+        return [engine.sum(lambda b: x(b).sum(0), data),
+                engine.sum(lambda b: {None: x(b).sum(), "n": x(b).T @ x(b)}, data),
                 engine.batch_sums(lambda b: x(b).sum(0) * b.index, data), engine.examples(lambda b: x(b) > 5, data),
                 engine.examples(lambda b: b.rows.to(torch.int8), iter(data)), engine.sum(lambda b: x(b), []),
                 engine.once(os.getpid), engine.total(1.0)]
