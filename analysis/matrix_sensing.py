@@ -1,6 +1,6 @@
 """Matrix sensing: does noise in pairs find the hidden matrix where one-sided noise does not?
 
-    python analysis/matrix_sensing.py [--size 30] [--rank 2] [--steps 8000] [--seeds 10] [--device cpu]
+    python analysis/matrix_sensing.py [--size 20] [--rank 2] [--steps 4000] [--seeds 10] [--device cpu]
 
 Setting of Zhang, Li, Ju 2024, arXiv:2306.08553, smaller by default: X = U* U*' with U* ~ N(0, 1)^{size x rank}, known
 through m = 5 size rank products <A_i, X> with symmetric Gaussian A_i; U is size x size, so that many U fit them all.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from scipy.stats import t
@@ -31,29 +31,39 @@ COLUMNS = ("training loss", "validation loss", "distance to X")
 
 
 class Sensing(nn.Module):
-    """f(U) = 1/(4m) sum_i (<A_i, U U' - X>)²."""
+    """f(U) = 1/(4m) sum_i (<A_i, U U' - X>)² for several seeds at once, added up, each with its own X, A_i and U."""
 
-    def __init__(self, size: int, rank: int, generator: Generator, device: torch.device):
+    def __init__(self, size: int, rank: int, seeds: Sequence[int], device: torch.device):
         super().__init__()
-        hidden = torch.randn(size, rank, generator=generator)
-        self.hidden = (hidden @ hidden.T).to(device)
+        generators = [Generator().manual_seed(seed) for seed in seeds]
+
+        def drawn(draw: Callable[[Generator], Tensor]) -> Tensor:
+            return torch.stack([draw(generator) for generator in generators]).to(device)
+        hidden = drawn(lambda g: torch.randn(size, rank, generator=g))
+        self.hidden = hidden @ hidden.mT
         self.training_set, self.validation_set = (
-            symmetric(5 * size * rank, size, generator).to(device) for _ in range(2))
-        self.factor = nn.Parameter(torch.randn(size, size, generator=generator).to(device))
+            drawn(lambda g: symmetric(5 * size * rank, size, g)) for _ in range(2))
+        self.factor = nn.Parameter(drawn(lambda g: torch.randn(size, size, generator=g)))
 
     def forward(self) -> Tensor:
-        return self.misfit(self.training_set).square().mean() / 4
+        return self.misfit(self.training_set).square().mean(1).sum() / 4
 
     def misfit(self, measurements: Tensor) -> Tensor:
-        return measurements @ (self.factor @ self.factor.T - self.hidden).flatten()
+        """[seeds, m]"""
+        return products(measurements, self.factor @ self.factor.mT - self.hidden)
 
     @torch.no_grad()
-    def figures(self) -> list[float]:
-        """Training and validation loss and distance, each relative to U = 0."""
-        losses = [self.misfit(a).square().mean() / (a @ self.hidden.flatten()).square().mean()
+    def figures(self) -> list[list[float]]:
+        """For every seed training and validation loss and distance, each relative to U = 0."""
+        losses = [self.misfit(a).square().mean(1) / products(a, self.hidden).square().mean(1)
                   for a in (self.training_set, self.validation_set)]
-        distance = (self.factor @ self.factor.T - self.hidden).norm() / self.hidden.norm()
-        return [x.item() for x in (*losses, distance)]
+        difference = self.factor @ self.factor.mT - self.hidden
+        return torch.stack([*losses, difference.norm(dim=(1, 2)) / self.hidden.norm(dim=(1, 2))], 1).tolist()
+
+
+def products(measurements: Tensor, matrices: Tensor) -> Tensor:
+    """[seeds, m, size²] and [seeds, size, size] -> [seeds, m]."""
+    return torch.einsum("smi,si->sm", measurements, matrices.flatten(1))
 
 
 def symmetric(count: int, size: int, generator: Generator) -> Tensor:
@@ -62,10 +72,10 @@ def symmetric(count: int, size: int, generator: Generator) -> Tensor:
     return ((gaussian + gaussian.mT) / 2).flatten(1)
 
 
-def trained(probe: Probe, size: int, rank: int, steps: int, seed: int, device: torch.device) -> list[float]:
-    """The figures after so many steps of gradient descent from the seed's start."""
-    model = Sensing(size, rank, Generator().manual_seed(seed), device)
-    noise = Generator(device).manual_seed(seed)
+def trained(probe: Probe, size: int, rank: int, steps: int, seeds: Sequence[int],
+            device: torch.device) -> list[list[float]]:
+    """The figures of every seed after so many steps of gradient descent."""
+    model, noise = Sensing(size, rank, seeds, device), Generator(device).manual_seed(seeds[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE / size)
     for _ in range(steps):
         probe(model, model, noise)
@@ -82,13 +92,13 @@ def summary(values: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("size", 30), ("rank", 2), ("steps", 8000), ("seeds", 10)):
+    for name, default in (("size", 20), ("rank", 2), ("steps", 4000), ("seeds", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     torch.set_default_dtype(torch.float64)
-    results = {name: [trained(probe, given.size, given.rank, given.steps, seed, torch.device(given.device))
-                      for seed in range(given.seeds)] for name, probe in PROBES.items()}
+    results = {name: trained(probe, given.size, given.rank, given.steps, range(given.seeds), torch.device(given.device))
+               for name, probe in PROBES.items()}
     lines = [f"{given.seeds} seeds, size {given.size}, rank {given.rank}, {given.steps} steps; mean, 95 % interval"]
     for name, rows in results.items():
         figures = zip(COLUMNS, zip(*rows, strict=True), strict=True)
