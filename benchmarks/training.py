@@ -24,7 +24,9 @@ from genmeasure.training.minibatch import MiniBatch
 from genmeasure.training.optimizers import OPTIMIZERS
 
 CLASSES = 10
-TARGETS = {"layer-ball": 1.1, "nso": 2.1, "nso:statistics=moved": 2.1, "sam": 2.1}
+PROJECTIONS = ("layer-ball", "layer-ball-fitted", "layer-ball-ratio", "frobenius-projection", "mars-projection",
+               "l1-row-projection")
+TARGETS = {**dict.fromkeys(PROJECTIONS, 1.1), "nso": 2.1, "nso:statistics=moved": 2.1, "sam": 2.1}
 VARIANTS = {"nso:statistics=moved": ("nso", {"statistics": "moved"})}
 """Measured besides the default parameters of every algorithm."""
 INSISTS = {"bsam": {"optimizer": "sgd", "momentum": 0.0}}
