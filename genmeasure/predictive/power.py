@@ -15,7 +15,7 @@ from genmeasure.predictive.grid import Grid
 from genmeasure.predictive.mutual_information import mutual_information
 from genmeasure.predictive.partial import partial_spearman
 from genmeasure.predictive.sign_error import sign_error
-from genmeasure.report.readings import check_labels, subjects, tidy
+from genmeasure.readings import check_labels, subjects, tidy
 
 BASELINE = "baseline"
 STATISTICS = ("tau-a", "granulated", "mutual-information", "mutual-information-equal", "sign-error-max",
@@ -25,7 +25,8 @@ STATISTICS = ("tau-a", "granulated", "mutual-information", "mutual-information-e
 def predictive_power(readings: pd.DataFrame, *, axes: Sequence[str], gap: str = "loss-gap",
                      cluster: str | Sequence[str] | None = None, given: str | None = None,
                      test_examples: int | None = None, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
-    """How well every checkpoint-wide quantity, and every baseline, predicts the gap; one row each.
+    """How well every checkpoint-wide quantity, and every baseline, predicts the gap; one row each. The terms of a bound
+    that has a total are left out.
 
     axes: label columns that are hyper-parameters; checkpoints that agree in all of them are repeats. gap: term of the
     measure `gap`; the sign error takes `error-gap`. cluster: label columns; checkpoints that agree in all of them are
@@ -46,10 +47,11 @@ def predictive_power(readings: pd.DataFrame, *, axes: Sequence[str], gap: str = 
         raise InputError("no hyper-parameters came; name the label columns that make the grid with axes=…")
     membership = correlation.clusters(frame, cluster)
     settings = subjects(frame)
-    table, kinds = correlation._quantities(frame, gap)
+    table, kinds = correlation.quantities_of(frame, gap)
+    table = table[~correlation.redundant(table.index.to_frame(index=False)).to_numpy()]
     table = table.reindex(columns=membership.index)
-    gaps = correlation._gaps(frame, gap).reindex(membership.index).to_numpy()
-    errors = correlation._gaps(frame, "error-gap").reindex(membership.index).to_numpy() if test_examples else None
+    gaps = correlation.gaps_of(frame, gap).reindex(membership.index).to_numpy()
+    errors = correlation.gaps_of(frame, "error-gap").reindex(membership.index).to_numpy() if test_examples else None
     fixed = pd.to_numeric(settings[given]).to_numpy(float) if given else None
     grid = Grid.of(settings[list(axes)])
     resample = correlation.Resample(membership.to_numpy(), resamples, seed)
@@ -96,7 +98,7 @@ def _row(values, gaps, errors, fixed, grid: Grid, resample, test_examples) -> di
            "environments": environments, "conditioning": " ".join(chosen),
            **{f"psi:{name}": value for name, value in zip(grid.names, psi[0], strict=True)}}
     for name, values in draws.items():
-        row |= correlation._with_interval(name, float(values[0]), values[1:])
+        row |= correlation.with_interval(name, float(values[0]), values[1:])
     return row
 
 
