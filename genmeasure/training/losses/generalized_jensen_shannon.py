@@ -44,8 +44,7 @@ class GeneralizedJensenShannon(TrainLoss):
         """Every example `views` times in a row, each time with fresh noise."""
         if self.views == 1 and self.sigma == 0:
             return batch
-        several = batch.select(torch.arange(len(batch), device=batch.targets.device).repeat_interleave(self.views))
-        several = replace(several, rows=None if batch.rows is None else batch.rows.repeat_interleave(self.views))
+        several = batch.select(torch.arange(len(batch)).repeat_interleave(self.views))
 
         def noisy(x: Tensor) -> Tensor:
             if self.sigma == 0:
