@@ -23,7 +23,7 @@ MARGIN = 1e-4
 class EarlyLearning(Recipe[TrainLoss]):
     """CE + strength * ln(1 - <p, t>), t <- momentum t + (1 - momentum) p from t = 0, once per step and example.
 
-    Early-learning regularization (Liu et al. 2020, arXiv:2007.00151, section 4: ELR). The term is negative: p is drawn
+    Early-learning regularization (Liu et al. 2020, arXiv:2007.00151: ELR). The term is negative: p is drawn
     towards what was predicted for the example before. t is the model's own and takes no gradient.
     """
 
