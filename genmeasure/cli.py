@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -346,4 +347,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
+    logging.basicConfig(format="genmeasure: %(message)s")  # warnings of the package go to standard error
     sys.exit(main())
