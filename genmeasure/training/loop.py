@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class Run:
                  loggers: Sequence[Logger] = (), log_every: int | None = None):
         self.model, self.algorithm, self.validation, self.selection = model, algorithm, validation, selection
         self.examples, self.settings, self.folder = context.examples, context.settings, folder
+        self.names = tuple(context.start)
         self.save_every, self.loggers, self.log_every = save_every, loggers, log_every
         if algorithm.adapter is not None:
             algorithm.adapter.attach(model, torch.Generator().manual_seed(self.settings.seed))
@@ -248,7 +249,7 @@ class Run:
             seconds = state.seconds + time.perf_counter() - began
             state.history.append(Epoch(state.number, loss, *figures, self.rate, seconds))
             chosen = self.selection.chosen(state.history) == state.number
-            present = merged(self.model, self.algorithm) if chosen or self.folder is not None else {}
+            present = present_weights(self.model, self.names) if chosen or self.folder is not None else {}
         if chosen:
             self.weights = present
         epoch = state.history[-1]
@@ -267,12 +268,12 @@ class Run:
             logger(finite(record))
 
 
-def merged(model: nn.Module, algorithm: Algorithm) -> dict[str, Tensor]:
-    """A copy of the model's weights under their own names, factors folded in."""
-    if algorithm.adapter is not None:
-        model = copy.deepcopy(model)
-        algorithm.adapter.merge(model)
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+@torch.no_grad()
+def present_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """A copy of the model's parameters and buffers under the names that they had before an adapter was attached."""
+    owners = {name: name.rpartition(".") for name in names}
+    return {name: getattr(model.get_submodule(owner), last).detach().clone()
+            for name, (owner, _, last) in owners.items()}
 
 
 def step(model: nn.Module, algorithm: Algorithm, objective: Objective, optimizer: torch.optim.Optimizer,

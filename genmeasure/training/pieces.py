@@ -159,7 +159,8 @@ class Adapter(Piece, ABC):
 
     @abstractmethod
     def attach(self, model: nn.Module, generator: Generator) -> None:
-        """Put trainable factors on the model's weights and freeze the weights; the outputs stay the same."""
+        """Put trainable factors on the model's weights and freeze the weights; the outputs stay the same. Until `merge`
+        the modules' attributes, such as `weight`, are the weights with the factors folded in."""
 
     @abstractmethod
     def merge(self, model: nn.Module) -> None:
