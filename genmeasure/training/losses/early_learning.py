@@ -49,6 +49,8 @@ class EarlyLearning(Recipe[TrainLoss]):
 class EarlyLearningRegularized(TrainLoss):
     """`EarlyLearning` with targets [n, k] that it changes; keeps `memory.targets` between steps."""
 
+    divisible = False
+
     def __init__(self, targets: Tensor, strength: float = 3.0, momentum: float = 0.7):
         self.memory, self.strength = EnsembledTargets(targets, momentum), strength
 

@@ -48,6 +48,8 @@ class SelfAdaptive(Recipe[TrainLoss]):
 class SelfAdaptiveCrossEntropy(TrainLoss):
     """`SelfAdaptive` with soft labels [n, k] that it changes; keeps `memory.targets` between steps."""
 
+    divisible = False
+
     def __init__(self, targets: Tensor, start: int = 9, momentum: float = 0.9):
         self.memory, self.start, self.epoch = EnsembledTargets(targets, momentum), start, 0
 
