@@ -65,7 +65,7 @@ def test_a_killed_worker_loses_only_its_task(study, tmp_path):
         time.sleep(0.02)
     before = {p.name: p.stat().st_mtime_ns for p in parts.glob("*.csv")}
     os.kill(busy[0].pid, signal.SIGKILL)
-    said, err = ran.communicate(timeout=500)
+    _, err = ran.communicate(timeout=500)
     assert ran.returncode == 0, err
     after = {p.name: p.stat().st_mtime_ns for p in parts.glob("*.csv")}
     assert after.items() >= before.items()
