@@ -24,13 +24,14 @@ from networks import piecewise_linear
 import genmeasure as gm
 from genmeasure.engine import Engine, LocalEngine
 from genmeasure.engine.ranks import Ranks, joined, leads
+from genmeasure.shared import Shared
 from genmeasure.study import Request
 from genmeasure.study import read as readings_of
 from genmeasure.subject import Subject
 
 COUNT = 2
 MEASURED = {
-    "trace": Request("hessian-trace", {"rtol": 0.05, "layer_rtol": 0.2}),
+    "trace": Request("hessian-trace", {"rtol": 0.02, "layer_rtol": 0.1}),
     "trace-hutchinson": Request("hessian-trace", {"route": "hutchinson", "max_passes": 2}),
     "noise-curve": Request("noise-stability", {"rtol": 0.2, "sigmas": (0.01, 0.015, 0.02)}),
     "top-eigenvalue": Request("hessian-top", {"k": 1, "rtol": 0.05}),
@@ -56,7 +57,7 @@ class Watched(Ranks):
 
 def fresh(subject: Subject, engine: Engine) -> Subject:
     """The subject with another engine and nothing remembered."""
-    return replace(subject, engine=engine, _memory={})
+    return replace(subject, engine=engine, shared=Shared())
 
 
 def alone(subject: Subject, request: Request) -> tuple[float, float, Any]:

@@ -1,0 +1,69 @@
+"""What a study will cost: exact where costs are linear, and near the truth where readings say what it was."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import small
+
+import genmeasure as gm
+from genmeasure.errors import InputError
+from genmeasure.plan import Machine, Pilot, extrapolated, forward_flops, pilot, pilots, table
+from genmeasure.study import Request, read
+
+EXACT = (Request("distance"), Request("gap"), Request("margin"))
+
+
+def subject(examples: int = 200):
+    start, end = small.pair("chain")
+    return gm.subject(end, start, small.batches(examples), small.batches(20, seed=1), device="cpu")
+
+
+def test_a_constant_and_a_part_in_proportion_are_told_apart():
+    def work(n: int) -> float:
+        return 850 + 1.2 * n
+    assert extrapolated((64, work(64)), (256, work(256)), 10_000) == pytest.approx(work(10_000), rel=1e-12)
+    assert extrapolated((64, 500.0), (256, 400.0), 10_000) == 400  # fewer draws by chance
+    assert extrapolated((64, 64.0), (256, 512.0), 1024) == 2048  # never more than in proportion
+    assert extrapolated((64, 64.0), (64, 64.0), 64) == 64
+
+
+def test_passes_are_those_of_the_readings():
+    one = subject()
+    found = pilot(one, EXACT, sizes=(32, 96))
+    for cost, request in zip(found.costs, EXACT, strict=True):
+        assert cost.work / found.examples == pytest.approx(read(subject(), request)["passes"].iloc[0], rel=0.05)
+    assert all(cost.memory > 2**20 for cost in found.costs)
+    assert found.failures == ()
+
+
+def test_operations_of_a_forward_pass_are_counted():
+    assert forward_flops(subject()) == 2 * (36 * 8 + 8 * 6 + 6 * small.CLASSES)
+
+
+def test_hours_follow_the_machine():
+    found = Pilot("one", 10, 100, 1e9, (), ())
+    assert found.hours(Machine(2)) == 0
+    (one,) = pilots([subject(64)], EXACT[1:2])
+    work = one.costs[0].work
+    assert one.hours(Machine(4, 1e6)) == pytest.approx(work * one.flops / 1e6 / 4 / 3600)
+    assert one.hours(Machine(2)) == pytest.approx(one.costs[0].seconds / 2 / 3600)
+    last = table([one], Machine(4, 1e6)).splitlines()[-1]
+    assert re.fullmatch(r"1 tasks, .* GiB each at the most, .* hours on 4 processes that sustain 1e\+06 operations a "
+                        "second", last)
+
+
+def test_a_request_that_fails_is_said_beforehand():
+    start, end = small.pair("chain")
+    one = gm.subject(end, start, small.batches(), device="cpu")
+    found = pilot(one, (Request("gap"), Request("distance")))
+    assert found.failures[0].endswith("the gap needs them, pass --test")
+    assert [c.request.name for c in found.costs] == ["distance"]
+
+
+@pytest.mark.parametrize("text", ["0", "x", "8xfast", "8x0"])
+def test_a_machine_that_cannot_be_is_bad_input(text):
+    with pytest.raises(InputError, match=r"sustains in a second, as in 64x4e14$"):
+        Machine.parse(text)
+    assert Machine.parse("64x4e14") == Machine(64, 4e14)
