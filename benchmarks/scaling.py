@@ -1,10 +1,11 @@
 """What `--plan` expects from pilots on 64 and 256 examples, against what the same requests then took.
 
-`ours` is expected, `theirs` was measured, in passes over the data (rows of `passes`) or in seconds.
+`ours` is the middle of what is expected, on a scale of ratios, `theirs` was measured, in passes or in seconds.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from dataclasses import replace
 from harness import Row, Setting, main
 from networks import piecewise_linear
 
-from genmeasure.plan import pilot
+from genmeasure.plan import between, pilot
 from genmeasure.shared import Shared
 from genmeasure.study import Request, read
 
@@ -30,9 +31,12 @@ def expected(setting: Setting) -> Iterator[Row]:
         began = time.perf_counter()
         passes = read(subject, request)["passes"].iloc[0]
         seconds = time.perf_counter() - began
-        for what, ours, theirs in (("passes", cost.work / found.examples, passes), ("seconds", cost.seconds, seconds)):
-            yield Row(f"{what} of {request.name}, {case.label}, measured / expected", ours, theirs,
-                      f"expected is off by {100 * (ours / theirs - 1):+.0f} %", cost.work / found.examples, passes)
+        expected_passes = [w / found.examples for w in cost.work]
+        for what, (low, high), theirs in (("passes", expected_passes, passes), ("seconds", cost.seconds, seconds)):
+            middle = math.sqrt(low * high)
+            yield Row(f"{what} of {request.name}, {case.label}, measured / expected", middle, theirs,
+                      f"expected {between((low, high))}, whose middle is off by {100 * (middle / theirs - 1):+.0f} %",
+                      math.prod(expected_passes) ** 0.5, passes)
 
 
 if __name__ == "__main__":

@@ -47,14 +47,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one request on one subject.
+    """Of one request on one subject, at least and at most.
 
     work: forward-equivalents of single examples. seconds: here. memory: peak in bytes, weights included.
     """
 
     request: Request
-    work: float
-    seconds: float
+    work: tuple[float, float]
+    seconds: tuple[float, float]
     memory: float
 
 
@@ -69,23 +69,33 @@ class Pilot:
     costs: tuple[Cost, ...]
     failures: tuple[str, ...]
 
-    def hours(self, machine: Machine) -> float:
-        """Of all its subjects on all the machine's processes, without what passes between them."""
-        seconds = sum(c.seconds for c in self.costs)
+    def hours(self, machine: Machine) -> tuple[float, float]:
+        """At least and at most, of all its subjects on all the machine's processes, without what passes between them.
+        """
+        seconds = [sum(c.seconds[i] for c in self.costs) for i in (0, 1)]
         if machine.flops is not None:
-            seconds = sum(c.work for c in self.costs) * self.flops / machine.flops
-        return self.subjects * seconds / machine.processes / 3600
+            seconds = [sum(c.work[i] for c in self.costs) * self.flops / machine.flops for i in (0, 1)]
+        return tuple(self.subjects * s / machine.processes / 3600 for s in seconds)
 
 
-def extrapolated(small: tuple[int, float], large: tuple[int, float], examples: int) -> float:
-    """A cost at `examples` from those of two pilots (examples, cost): a constant and a part in proportion.
+PROPORTION = 1e-6
+"""Two pilots whose costs per example differ by less than this are of something that goes through the data."""
 
-    What is drawn until it is precise takes about as many draws whatever the number of examples; what goes through the
-    data takes its share of each. Neither part is below zero.
+
+def extrapolated(small: tuple[int, float], large: tuple[int, float], examples: int) -> tuple[float, float]:
+    """A cost at `examples`, at least and at most, from those of two pilots (examples, work).
+
+    What goes through the data costs the same for every example. What is drawn until it is precise takes at least the
+    draws of the larger pilot and a look at every example, and at most what grows as it grew between the pilots, since a
+    small data set is soon taken whole.
     """
     (n, a), (m, b) = small, large
-    slope = min(max(0.0, (b - a) / (m - n)), b / m) if m > n else b / m
-    return b + slope * (examples - m)
+    each = b / m
+    if m == n or abs(a / n - each) <= PROPORTION * each:
+        return each * examples, each * examples
+    slope = min(max(0.0, (b - a) / (m - n)), each)
+    found = [b + s * (examples - m) for s in (min(1.0, each), slope)]
+    return min(found), max(found)
 
 
 @contextlib.contextmanager
@@ -138,7 +148,8 @@ def piloted(subject: Subject, request: Request, examples: int) -> Cost:
     with peak(subject.risk.device) as memory:
         readings = read(few, request)
     seconds = time.perf_counter() - began
-    return Cost(request, readings["passes"].iloc[0] * few.train.size, seconds, memory[0])
+    work = readings["passes"].iloc[0] * few.train.size
+    return Cost(request, (work, work), (seconds, seconds), memory[0])
 
 
 def pilot(subject: Subject, requests: Sequence[Request], subjects: int = 1, sizes: tuple[int, int] = PILOTS) -> Pilot:
@@ -153,10 +164,9 @@ def pilot(subject: Subject, requests: Sequence[Request], subjects: int = 1, size
             continue
         n, m = (min(size, total) for size in sizes)
 
-        def at_all(small: float, large: float, n: int = n, m: int = m) -> float:
-            return extrapolated((n, small), (m, large), total)
-        costs.append(Cost(request, at_all(few.work, more.work), at_all(few.seconds, more.seconds),
-                          max(few.memory, more.memory)))
+        work = extrapolated((n, few.work[0]), (m, more.work[0]), total)
+        growth = [w / more.work[0] if more.work[0] else 1.0 for w in work]
+        costs.append(Cost(request, work, tuple(g * more.seconds[0] for g in growth), max(few.memory, more.memory)))
     return Pilot(subject.name, subjects, total, forward_flops(subject), tuple(costs), tuple(failures))
 
 
@@ -181,19 +191,26 @@ def table(found: Sequence[Pilot], machine: Machine) -> str:
     for p in found:
         lines.append(f"{p.subject} and {p.subjects - 1} like it: {p.examples:,} examples, {p.flops:.3g} operations in "
                      "a forward pass of one")
-        lines.append(f"  {'request':34}{'passes':>10}{'GiB':>8}{'seconds':>10}")
+        lines.append(f"  {'request':34}{'passes':>16}{'GiB':>8}{'seconds':>16}")
         for c in p.costs:
             given = ",".join(f"{k}={v}" for k, v in c.request.parameters.items())
             name = f"{c.request.name}:{given}" if given else c.request.name
-            lines.append(f"  {name:34}{c.work / p.examples:10.3g}{c.memory / 2**30:8.2f}{c.seconds:10.3g}")
+            passes = between([w / p.examples for w in c.work])
+            lines.append(f"  {name:34}{passes:>16}{c.memory / 2**30:8.2f}{between(c.seconds):>16}")
         lines += [f"  fails: {sentence}" for sentence in p.failures]
     tasks = sum(p.subjects * (len(p.costs) + len(p.failures)) for p in found)
     most = max((c.memory for p in found for c in p.costs), default=math.nan)
-    hours = sum(p.hours(machine) for p in found)
+    hours = between([sum(p.hours(machine)[i] for p in found) for i in (0, 1)])
     speed = "as fast as this one" if machine.flops is None else f"that sustain {machine.flops:.3g} operations a second"
-    lines.append(f"{tasks} tasks, {most / 2**30:.2f} GiB each at the most, {hours:.3g} hours on {machine.processes} "
+    lines.append(f"{tasks} tasks, {most / 2**30:.2f} GiB each at the most, {hours} hours on {machine.processes} "
                  f"processes {speed}")
     return "\n".join(lines)
+
+
+def between(ends: Sequence[float]) -> str:
+    """1.2, or 1.2 to 3.4."""
+    low, high = (f"{end:.3g}" for end in ends)
+    return low if low == high else f"{low} to {high}"
 
 
 def here() -> Machine:

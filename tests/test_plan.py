@@ -20,20 +20,21 @@ def subject(examples: int = 200):
     return gm.subject(end, start, small.batches(examples), small.batches(20, seed=1), device="cpu")
 
 
-def test_a_constant_and_a_part_in_proportion_are_told_apart():
-    def work(n: int) -> float:
-        return 850 + 1.2 * n
-    assert extrapolated((64, work(64)), (256, work(256)), 10_000) == pytest.approx(work(10_000), rel=1e-12)
-    assert extrapolated((64, 500.0), (256, 400.0), 10_000) == 400  # fewer draws by chance
-    assert extrapolated((64, 64.0), (256, 512.0), 1024) == 2048  # never more than in proportion
-    assert extrapolated((64, 64.0), (64, 64.0), 64) == 64
+def test_what_goes_through_the_data_and_what_is_drawn_are_told_apart():
+    assert extrapolated((64, 192.0), (256, 768.0), 10_000) == (30_000, 30_000)
+    draws = extrapolated((64, 850 + 1.2 * 64), (256, 850 + 1.2 * 256), 10_000)
+    assert draws == pytest.approx((850 + 1.2 * 256 + 9744, 850 + 1.2 * 10_000))
+    assert extrapolated((64, 500.0), (256, 400.0), 10_256) == (400, 10_400)  # fewer draws by chance
+    assert extrapolated((64, 64.0), (256, 512.0), 1024) == (1280, 2048)  # never more than in proportion
+    assert extrapolated((64, 64.0), (64, 64.0), 64) == (64, 64)
 
 
 def test_passes_are_those_of_the_readings():
     one = subject()
     found = pilot(one, EXACT, sizes=(32, 96))
     for cost, request in zip(found.costs, EXACT, strict=True):
-        assert cost.work / found.examples == pytest.approx(read(subject(), request)["passes"].iloc[0], rel=0.05)
+        low, high = (work / found.examples for work in cost.work)
+        assert low == high == pytest.approx(read(subject(), request)["passes"].iloc[0])
     assert all(cost.memory > 2**20 for cost in found.costs)
     assert found.failures == ()
 
@@ -44,11 +45,11 @@ def test_operations_of_a_forward_pass_are_counted():
 
 def test_hours_follow_the_machine():
     found = Pilot("one", 10, 100, 1e9, (), ())
-    assert found.hours(Machine(2)) == 0
+    assert found.hours(Machine(2)) == (0, 0)
     (one,) = pilots([subject(64)], EXACT[1:2])
-    work = one.costs[0].work
-    assert one.hours(Machine(4, 1e6)) == pytest.approx(work * one.flops / 1e6 / 4 / 3600)
-    assert one.hours(Machine(2)) == pytest.approx(one.costs[0].seconds / 2 / 3600)
+    work, seconds = one.costs[0].work, one.costs[0].seconds
+    assert one.hours(Machine(4, 1e6)) == pytest.approx([w * one.flops / 1e6 / 4 / 3600 for w in work])
+    assert one.hours(Machine(2)) == pytest.approx([s / 2 / 3600 for s in seconds])
     last = table([one], Machine(4, 1e6)).splitlines()[-1]
     assert re.fullmatch(r"1 tasks, .* GiB each at the most, .* hours on 4 processes that sustain 1e\+06 operations a "
                         "second", last)
