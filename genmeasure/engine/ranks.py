@@ -28,6 +28,8 @@ from genmeasure.errors import InputError, LostRank
 
 PATIENCE = datetime.timedelta(hours=1)
 """How long a rank waits for others that are alive and busy."""
+LEAVING = datetime.timedelta(seconds=30)
+"""How long a rank waits at the end for the others to be through."""
 BEAT, SILENCE = 2.0, 20.0
 """Seconds between two signs of life of a rank, and without one after which it counts as lost."""
 KEPT = "what is complete is kept, and the same command goes on from there"
@@ -326,10 +328,18 @@ def joined(device: str = "auto") -> Iterator[Engine]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
     ended = threading.Event()
     threading.Thread(target=_watch, args=(dist.get_rank(), dist.get_world_size(), ended), daemon=True).start()
+    together = False
     try:
         yield Ranks(place)
+        together = True
+    except InputError:
+        together = True
+        raise
     finally:
         ended.set()
+        if together:  # who closes its connections too soon is taken for lost by those that still read from them
+            with contextlib.suppress(RuntimeError, ValueError):
+                dist.monitored_barrier(timeout=LEAVING)
         signal.signal(signal.SIGTERM, before)
         dist.destroy_process_group()
 

@@ -246,5 +246,5 @@ def test_a_rank_that_is_lost_ends_the_run_within_a_minute(audit, tmp_path, how, 
     assert ranks.KEPT in err, err
     assert list((out / "parts").glob("*.csv"))
     again = torchrun(2, *audit, "--measure=distance", "--out", str(out))
-    again.communicate(timeout=300)
-    assert again.returncode == 0
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
