@@ -108,11 +108,13 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
         kept = None
         if folder is not None:
             kept = RunFolder(folder, identity(context, algorithm, train, validation, device), facts)
-            kept.open()
+            kept.check()
         ready = algorithm.prepare(context)
         if settings.accumulate > 1 and not ready.loss.divisible:
             raise InputError(f"accumulate={settings.accumulate} came with {type(ready.loss).__name__}, whose loss of "
                              "one example depends on the others of its batch; use accumulate=1")
+        if kept is not None:
+            kept.open()
         log = [*([] if kept is None else [kept.metrics]), *loggers]
         run = Run(trained, ready, context, validation, selection, kept, save_every, log, log_every)
         run.carry_out()
@@ -169,6 +171,7 @@ class Run:
         finally:
             bar.close()
         if self.algorithm.adapter is not None:
+            self.model.load_state_dict(self.state.kept)
             self.algorithm.adapter.merge(self.model)
         self.model.load_state_dict(self.weights)
 
@@ -250,6 +253,8 @@ class Run:
             state.history.append(Epoch(state.number, loss, *figures, self.rate, seconds))
             chosen = self.selection.chosen(state.history) == state.number
             present = present_weights(self.model, self.names) if chosen or self.folder is not None else {}
+            if chosen and self.algorithm.adapter is not None:
+                state.kept = copy.deepcopy(self.model.state_dict())
         if chosen:
             self.weights = present
         epoch = state.history[-1]

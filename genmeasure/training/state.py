@@ -20,7 +20,8 @@ class State:
     number: of the present epoch, from 1. step: steps done in it. steps: done in all. total, counted: sum of the losses
     of its examples so far, and how many they are. seconds: it has taken so far. order_before: state of the generator
     `order` when it began. history: of the epochs before. order: of examples and the loss's draws, on the CPU.
-    noise: of the probe's draws, on the model's device.
+    noise: of the probe's draws, on the model's device. kept: what the model held in the chosen epoch, where an adapter
+    has factors that its weights alone do not tell.
     """
 
     def __init__(self, model: nn.Module, algorithm: Algorithm, optimizer: torch.optim.Optimizer, precision: Precision,
@@ -30,6 +31,7 @@ class State:
         self.order = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(self.device).manual_seed(seed)
         self.history: list[Epoch] = []
+        self.kept: dict[str, Tensor] = {}
         self.steps = 0
         self._pieces: dict[str, dict[str, Tensor]] = {}
         self.begin(1)
@@ -52,7 +54,7 @@ class State:
                           for name, value in entry.items() if isinstance(value, Tensor)},
             "generator": {"order": self.order.get_state(), "order_before": self.order_before,
                           "noise": self.noise.get_state(), **global_state(self.device)},
-            "epoch": {"total": self.total},
+            "epoch": {"total": self.total}, "kept": self.kept,
             **{f"pieces.{place}": piece.state() for place, piece in self.algorithm.pieces().items()}}
         return {f"{group}/{name}": tensor for group, some in groups.items() for name, tensor in some.items()}
 
@@ -78,6 +80,7 @@ class State:
         self.number, self.step, self.steps = facts["number"], facts["step"], facts["steps"]
         self.counted, self.seconds = facts["counted"], facts["seconds"]
         self.total = groups["epoch"]["total"].to(self.device)
+        self.kept = groups.get("kept", {})
         self.history = [Epoch.of(record) for record in facts["history"]]
         self._generators = groups["generator"]
         for place in self.algorithm.pieces():
