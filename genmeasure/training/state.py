@@ -12,6 +12,7 @@ from genmeasure.training.algorithm import Algorithm
 from genmeasure.training.history import Epoch
 from genmeasure.training.precision import Precision
 from genmeasure.training.randomness import global_state, set_global_state
+from genmeasure.training.ranks import Ranks
 
 
 class State:
@@ -25,7 +26,8 @@ class State:
     """
 
     def __init__(self, model: nn.Module, algorithm: Algorithm, optimizer: torch.optim.Optimizer, precision: Precision,
-                 seed: int):
+                 seed: int, ranks: Ranks | None = None):
+        self.ranks = ranks or Ranks()
         self.model, self.algorithm, self.optimizer, self.precision = model, algorithm, optimizer, precision
         self.device = optimizer.param_groups[0]["params"][0].device
         self.order = torch.Generator().manual_seed(seed)
@@ -48,12 +50,14 @@ class State:
         return self.total.item() / self.counted if self.counted else float("nan")
 
     def tensors(self) -> dict[str, Tensor]:
+        """The same on all ranks, all of which must call this."""
         groups = {
             "model": self.model.state_dict(),
             "optimizer": {f"{number}.{name}": value for number, entry in self.optimizer.state_dict()["state"].items()
                           for name, value in entry.items() if isinstance(value, Tensor)},
             "generator": {"order": self.order.get_state(), "order_before": self.order_before,
-                          "noise": self.noise.get_state(), **global_state(self.device)},
+                          "noise": self.noise.get_state(),
+                          **self.ranks.gathered(global_state(self.device), self.device)},
             "epoch": {"total": self.total}, "kept": self.kept,
             **{f"pieces.{place}": piece.state() for place, piece in self.algorithm.pieces().items()}}
         return {f"{group}/{name}": tensor for group, some in groups.items() for name, tensor in some.items()}
@@ -98,7 +102,8 @@ class State:
         self.order.set_state(self._generators["order"])
         self.order_before = self._generators["order_before"]
         self.noise.set_state(self._generators["noise"])
-        set_global_state(self._generators, self.device)
+        names = global_state(self.device)
+        set_global_state(self.ranks.own(self._generators, names), self.device)
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor], values: Mapping[str, Mapping[str, Any]]) -> None:
         state: dict[int, dict[str, Any]] = {int(number): dict(entry) for number, entry in values.items()}
