@@ -218,10 +218,12 @@ def difference(risk: Risk, model: Perturbed, noises: Sequence[Noise], batch: Bat
 
 @torch.no_grad()
 def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: range, *, layers: Sequence[Layer],
-                spreads: Mapping[str, float | Tensor], numbers: Sequence[int], model: Perturbed) -> Tensor:
-    """Mean differences over the data [groups, sigmas], each from one group of examples with noise of its own.
+                spreads: Mapping[str, float | Tensor], numbers: Sequence[int], model: Perturbed,
+                measured: Callable[..., Tensor] = difference) -> Tensor:
+    """Means over the data [groups, k] of what is measured, each from one group of examples with noise of its own.
 
-    numbers: of the stream; together with a group's number they tell its noise and its examples.
+    numbers: of the stream; together with a group's number they tell its noise and its examples. measured: takes what
+    `difference` takes and gives [batch, k], where k is a multiple of the number of sigmas, which go round fastest.
     """
     size, numel = group_size(risk), sum(risk.weights[x.name].numel() for x in layers)
     found = []
@@ -234,16 +236,16 @@ def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: ran
             if batch.index not in noises:
                 noises.clear()  # batches of a group follow each other
                 noises[batch.index] = Noise(layers, spreads, numel, *numbers, first + batch.index)
-            return difference(risk, model, [noises[batch.index]] * len(sigmas), batch, sigmas)
+            return measured(risk, model, [noises[batch.index]] * len(sigmas), batch, sigmas)
         batches = list(grouped(risk, rows))
         places = torch.cat([batch.rows for batch in batches])
         values = risk.engine.examples(differences, batches)
         if not values.isfinite().all():
             example, column = (~values.isfinite()).nonzero()[0].tolist()
-            raise InputError(f"the loss under noise of sigma={sigmas[column]:g} is NaN or infinite on example "
-                             f"{int(rows.flatten()[places[example]])} of {risk.batches.name!r}; give smaller sigmas, "
-                             "or measure with --dtype float64")
-        sums = torch.zeros(len(some), len(sigmas), dtype=torch.float64)
+            sigma, row = sigmas[column % len(sigmas)], int(rows.flatten()[places[example]])
+            raise InputError(f"the loss under noise of sigma={sigma:g} is NaN or infinite on example {row} of "
+                             f"{risk.batches.name!r}; give smaller sigmas, or measure with --dtype float64")
+        sums = torch.zeros(len(some), values.shape[1], dtype=torch.float64)
         found.append(sums.index_add(0, places // rows.shape[1], weights.flatten()[places, None] * values))
     return torch.cat(found)
 

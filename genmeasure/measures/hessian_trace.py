@@ -65,5 +65,7 @@ def by_layer(subject: Subject, found: Traces) -> Estimates:
     result = {layer.name: found.estimate(e) for layer, e in zip(subject.layers, unit_vectors, strict=True)}
     facts: dict[str, Any] = {} if found.linear is None else {"piecewise-linear-layers": sum(found.linear)}
     if isinstance(found, ForwardTraces):
-        facts["bias"] = dict(zip([*result, "total"], [*found.bias.tolist(), found.bias.sum().item()], strict=True))
+        facts["piecewise-linear"] = found.structure.linear
+        for what, each in (("bias", found.bias), ("residual", found.residual)):
+            facts[what] = dict(zip([*result, "total"], [*each.tolist(), each.sum().item()], strict=True))
     return Estimates({**result, "total": found.estimate()}, route=found.route, layers=len(subject.layers), **facts)
