@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import importlib.util
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from genmeasure.errors import InputError
+from genmeasure.registry import named
 
 DEFAULT_SEED = 0
 SHORT = ("subject", "loss train", "loss test", "loss gap", "error train", "error test", "trace", "distance", "ju2022")
 """Columns of the short table at the end of a command."""
-
-
-def parameters(text: str) -> dict[str, Any]:
-    """`key=value,key=value` with Python literals as values; `sigmas=0.01,0.02` is a tuple."""
-    found: dict[str, Any] = {}
-    for part in filter(None, re.split(r",(?=[A-Za-z_]\w*=)", text)):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(f"the parameter {part!r} came; write it as key=value")
-        try:
-            found[name.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name.strip()] = value
-    return found
-
-
-def named(text: str) -> tuple[str, dict[str, Any]]:
-    """`NAME[:key=value,...]`."""
-    name, _, rest = text.partition(":")
-    return name, parameters(rest)
 
 
 def requests(wanted: Sequence[str] | None, seed: int) -> tuple:
@@ -337,8 +316,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("study", help="path of the study's Python file")
     sub = add("report", report, "Write tables, plots and report of a run folder again.", seed=False)
     sub.add_argument("folder", help="a run folder that holds readings.csv")
-    sub = add("list", list_members, "List measures, bounds, algorithms and model families.", seed=False)
-    sub.add_argument("family", nargs="?", choices=["measure", "bound", "algorithm", "model"], help="only these")
+    sub = add("list", list_members, "List measures, bounds, algorithms, model families and label noise.", seed=False)
+    sub.add_argument("family", nargs="?", choices=["measure", "bound", "algorithm", "model", "noise"],
+                     help="only these")
     sub.add_argument("--verbose", action="store_true", help="with kinds, sources and parameters")
     sub = add("data", data, "List, find, check or fetch what data_manifest.csv names.", seed=False)
     sub.add_argument("action", choices=["list", "path", "verify", "fetch"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from genmeasure.errors import InputError
 from genmeasure.training.perturbed import perturbed
-from genmeasure.training.pieces import Probe
+from genmeasure.training.pieces import Objective, Probe
 from genmeasure.training.statistics import frozen_statistics, has_statistics
 
 
@@ -38,11 +37,9 @@ class Noise(Probe):
     def passes(self) -> int:
         return self.draws * (2 if self.two_point else 1)
 
-    def __call__(self, model: nn.Module, loss: Callable[[], Tensor], generator: Generator | None = None) -> Tensor:
-        model.zero_grad(set_to_none=True)
+    def gradient(self, model: nn.Module, objective: Objective, generator: Generator | None) -> Tensor:
         if has_statistics(model):
-            with torch.no_grad():
-                loss()
+            objective.value()
         parameters = [p for p in model.parameters() if p.requires_grad]
         total = 0.0
         with frozen_statistics(model):
@@ -50,9 +47,7 @@ class Noise(Probe):
                 offsets = gaussian(parameters, self.sigma, generator)
                 for sign in (1.0, -1.0) if self.two_point else (1.0,):
                     with perturbed(parameters, offsets, sign):
-                        value = loss() / self.passes
-                        value.backward()
-                    total = total + value.detach()
+                        total = total + objective.gradient(1 / self.passes) / self.passes
         return total
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from genmeasure.errors import InputError
 from genmeasure.training.perturbed import perturbed
-from genmeasure.training.pieces import Probe
+from genmeasure.training.pieces import Objective, Probe
 from genmeasure.training.statistics import frozen_statistics
 
 
@@ -30,16 +29,14 @@ class Uphill(Probe):
         if not self.rho >= 0:
             raise InputError(f"rho={self.rho} came; the length of the perturbation must be at least 0")
 
-    def __call__(self, model: nn.Module, loss: Callable[[], Tensor], generator: Generator | None = None) -> Tensor:
-        model.zero_grad(set_to_none=True)
-        value = loss()
-        value.backward()
+    def gradient(self, model: nn.Module, objective: Objective, generator: Generator | None) -> Tensor:
+        value = objective.gradient()
         reached = [p for p in model.parameters() if p.grad is not None]
         offsets = ascent([p.grad for p in reached], self.rho)
         model.zero_grad(set_to_none=True)
         with perturbed(reached, offsets), frozen_statistics(model):
-            loss().backward()
-        return value.detach()
+            objective.gradient()
+        return value
 
 
 def ascent(gradients: list[Tensor], rho: float) -> list[Tensor]:
