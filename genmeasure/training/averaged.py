@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 from genmeasure.data.batches import Batch
 from genmeasure.layers import forward
 from genmeasure.training.evaluate import kept_modes
+from genmeasure.training.examples import shuffled_rows
 from genmeasure.training.pieces import Average
 
 
@@ -26,21 +26,35 @@ def averaged(model: nn.Module, average: Average | None, examples: Batch, batch_s
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
         model.load_state_dict(weights, strict=False)
-        sample = next(iter(weights.values()))
-        with kept_modes(model):
-            update_bn((part.to(sample.device, sample.dtype) for part in examples.split(batch_size)), _Model(model))
+        refresh_statistics(model, examples, batch_size)
         yield
     finally:
         model.load_state_dict(before)
 
 
-class _Model(nn.Module):
-    """The model as a function of a batch, which is what `update_bn` passes on."""
+@torch.no_grad()
+def refresh_statistics(model: nn.Module, examples: Batch, batch_size: int) -> None:
+    """Running statistics of BatchNorm layers become the means over the minibatches of the examples, in a fixed order
+    at random.
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    @torch.no_grad()
-    def forward(self, batch: Batch):
-        return forward(self.model, batch)
+    What `torch.optim.swa_utils.update_bn` does, except that layers which keep no statistics, and those in evaluation
+    mode inside a model in training mode (frozen on purpose), stay as they are, and that dropout is off.
+    """
+    fresh = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+             and m.running_mean is not None and (m.training or not model.training)]
+    if not fresh:
+        return
+    momenta = [m.momentum for m in fresh]
+    sample = next(p for p in model.parameters() if p.is_floating_point())
+    with kept_modes(model):
+        model.eval()
+        try:
+            for module in fresh:
+                module.train()
+                module.reset_running_stats()
+                module.momentum = None  # the plain mean over batches
+            for rows in shuffled_rows(len(examples), batch_size, torch.Generator().manual_seed(0)):
+                forward(model, examples.select(rows).to(sample.device, sample.dtype))
+        finally:
+            for module, momentum in zip(fresh, momenta, strict=True):
+                module.momentum = momentum

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,11 +44,12 @@ class Context:
     def of(cls, model: nn.Module, *, classes: int | None = None, head: str | None = None,
            confusion: Tensor | None = None, examples: Batch | None = None, epochs: int | None = None,
            reference: Callable[[], nn.Module] | None = None, settings: Settings | None = None) -> Context:
-        """Take a snapshot of `model`, before it is wrapped for several devices.
+        """Take a snapshot of `model`, or of the module inside its wrappers for several devices.
 
         head: default the last linear or convolutional module in registration order. classes: default the width of
         the head. Raises `InputError` for a head that does not exist, or whose width is unknown.
         """
+        model = unwrapped(model)
         head = last_layer(model) if head is None else head
         modules = dict(model.named_modules())
         if head not in modules:
@@ -61,6 +62,10 @@ class Context:
         start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         confusion = None if confusion is None else torch.as_tensor(confusion, dtype=torch.float64)
         return cls(model, start, head, classes, confusion, examples, epochs, reference, settings)
+
+    def to(self, device: torch.device | str) -> Context:
+        """With the start on a device, where the model has been moved."""
+        return replace(self, start={name: tensor.to(device) for name, tensor in self.start.items()})
 
     def in_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head."""

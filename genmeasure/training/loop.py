@@ -102,7 +102,7 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
 def _run(model, algorithm, examples, validation, selection, settings) -> tuple[tuple[Epoch, ...], int]:
     order = torch.Generator().manual_seed(settings.seed)
     if algorithm.adapter is not None:
-        algorithm.adapter.attach(model, order)
+        algorithm.adapter.attach(model, torch.Generator().manual_seed(settings.seed))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = OPTIMIZERS[settings.optimizer](parameters, settings)
     noise = torch.Generator(parameters[0].device).manual_seed(settings.seed)
