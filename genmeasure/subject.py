@@ -144,12 +144,12 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     model: the fine-tuned module; it is copied and left as it is. A quantised model, one that transformers spread by
     `device_map`, and one whose weights are on several devices are not moved, cast or stored twice; their weights that
     are not floating-point numbers, or not at hand, are no layers and named in the notes. start: the pretrained module,
-    its state dict, or the path of a checkpoint file. train, test: any iterable of batches (tuples of inputs and labels, dicts with `labels`,
-    BatchEncoding). loss: a registered name (`token-cross-entropy` and `next-token-cross-entropy` for labels
-    [batch, tokens], `binary-cross-entropy` for several labels per example) or a `Loss`. dtype: float32 or float64;
-    checkpoints are cast to it. head: path of the head layer, by default the selected layer that runs last. labels:
-    columns for the readings. init: the model's state before fine-tuning, from which a head is measured that the start
-    lacks; without it, from zero. notes: what reading the checkpoints changed, for the readings.
+    its state dict, or the path of a checkpoint file. train, test: any iterable of batches (tuples of inputs and labels,
+    dicts with `labels`, BatchEncoding). loss: a registered name (`token-cross-entropy` and `next-token-cross-entropy`
+    for labels [batch, tokens], `binary-cross-entropy` for several labels per example) or a `Loss`. dtype: float32 or
+    float64; checkpoints are cast to it. head: path of the head layer, by default the selected layer that runs last.
+    labels: columns for the readings. init: the model's state before fine-tuning, from which a head is measured that the
+    start lacks; without it, from zero. notes: what reading the checkpoints changed, for the readings.
 
     Raises `InputError` for weights that are not finite, a start that does not match, data that the model does not run
     on, inputs that are NaN, labels outside the classes, outputs that the loss does not take, a model whose outputs

@@ -33,7 +33,7 @@ def unreadable(model: nn.Module) -> list[str]:
                if p is not None and (p.is_meta or not (p.is_floating_point() or p.is_complex()))]
         own += [(k, b) for k, b in module._buffers.items() if b is not None and (b.is_meta or b.dtype in QUANTISED)]
         keys = [k for k, _ in own]
-        if isinstance(getattr(module, PACKED, None), (torch.ScriptObject, nn.Module)):
+        if hasattr(module, PACKED) and not name.endswith(PACKED):  # a module within the module holds them
             keys.append("weight")
         found += [f"{name}.{k}".removeprefix(".") for k in keys]
     return found
