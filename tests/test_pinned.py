@@ -38,7 +38,7 @@ def data():
 
 def measured(s):
     trace = gm.measure(s, "hessian-trace", route="forward", **SETTING)
-    curve = gm.measure(s, "noise-stability", sigmas=(0.01, 0.05), per_layer=True, rtol=0.5)
+    curve = gm.measure(s, "noise-stability", sigmas=(0.01, 0.05), rtol=0.5)
     assert (trace["stderr"] > 0).all()
     assert curve["value"].notna().all()
     return trace.set_index("layer"), curve

@@ -309,17 +309,22 @@ def noise_curve(risk: Risk, sample: Sample, sigmas: Sequence[float], *, layers: 
     numbers = (seed, 0 if layers is None else 1 + risk.layers.index(chosen[0]))
     at_hand = spreads.of(risk)
 
-    def more(start: int, stop: int, at: Sequence[float] = sigmas) -> Tensor:
+    def more(start: int, stop: int, at: Sequence[float]) -> Tensor:
         return group_draws(risk, sample, at, range(start, stop), layers=chosen, spreads=at_hand, numbers=numbers,
                            model=model)
     limit = max(2, max_passes * risk.batches.size // min(group_size(risk), risk.batches.size))
-    first = more(0, min(limit, FIRST_GROUPS))
+    return drawn_curve(more, sigmas, limit, rtol, atol)
+
+
+def drawn_curve(draw: Callable[..., Tensor], sigmas: Sequence[float], limit: int, rtol: float, atol: float) -> Curve:
+    """The curve of draws `draw(start, stop, at)` [stop - start, len(at)], at all sigmas and then at the cheapest."""
+    first = draw(0, min(limit, FIRST_GROUPS), sigmas)
     way = cheapest(first, sigmas, allowed(Curve(first), rtol, atol))
     part = [first.new_zeros(0, len(way.nodes))]
 
     def completed(start: int, stop: int) -> Tensor:
         if stop > len(first):
-            part.append(more(max(start, len(first)), stop, [sigmas[i] for i in way.nodes]))
+            part.append(draw(max(start, len(first)), stop, [sigmas[i] for i in way.nodes]))
         return way.completed(first, torch.cat(part))
     return until_precise(completed, limit, rtol, atol)
 

@@ -147,6 +147,31 @@ def test_draws_at_a_few_sigmas_tell_a_smooth_curve():
     assert found.mean(0)[list(way.nodes)].numpy() == pytest.approx(rough.mean(0)[list(way.nodes)].numpy())
 
 
+def test_intervals_of_interpolated_curves_cover():
+    """The formula alone, on draws whose curves are no polynomials and whose variance few of them carry."""
+    sigmas = torch.tensor([0.01 * 1.2**i for i in range(8)], dtype=torch.float64)
+    size = sigmas.shape[0]
+
+    def draws(generator, count):
+        shape = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+        rough = 0.1 * torch.randn(count, size, generator=generator, dtype=torch.float64)
+        mean = 1 + 40 * sigmas + torch.sin(200 * sigmas)
+        return sigmas**2 * (mean * shape[:, :1].square() + (60 * sigmas) ** 2 * shape[:, 1:2].square() + rough)
+    truth = sigmas**2 * (1 + 40 * sigmas + torch.sin(200 * sigmas) + (60 * sigmas) ** 2)
+    z, used = [], []
+    for seed in range(2 * SEEDS):
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(start, stop, at, generator=generator):
+            columns = [sigmas.tolist().index(s) for s in at]
+            used.append(len(columns))
+            return draws(generator, stop - start)[:, columns]
+        found = noise.drawn_curve(drawn, sigmas.tolist(), 10**5, 0.08, 0.0)
+        z.append(((found.value - truth) / found.stderr).tolist())
+    assert min(used) < size
+    assert_calibrated(z)
+
+
 def test_a_quadratic_is_drawn_at_one_sigma_after_the_first_sample(quadratic):
     s, diagonal = quadratic
     sigmas = (0.01, 0.1, 1.0)
