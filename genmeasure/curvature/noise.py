@@ -29,7 +29,7 @@ FIRST_GROUPS, GATHERED = 64, 2**19
 """Groups of the first sample, and numbers of the inputs that are held at a time."""
 SHARE = 0.2
 """Of the variance that is allowed, what interpolation over sigmas may take."""
-MARGIN, LEAST_GROWTH = 1.05, 1.1
+MARGIN, LEAST_GROWTH = 1.1, 1.25
 """More draws than the variance so far asks for, and the least that are added at once, relative to those there are."""
 DOUBT = 9.0
 """A standard error from too few degrees of freedom is enough where its square is smaller than asked by this factor."""
