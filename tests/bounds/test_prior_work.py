@@ -601,11 +601,11 @@ def test_the_confusion_of_data_that_bring_true_labels():
 def test_the_sum_of_a_layer_beside_its_literal_twin():
     found = [Cushion(0.2, Estimate(0.1, 0.01, 8), 1.5, Estimate(1.2, 0.1, 8)),
              Cushion(0.4, Estimate(0.5), 1.0, Estimate(1.0))]
-    value = arora2018.layer_sum(found, [3, 1])
+    value = arora2018.log_layer_sum(found, [3, 1])
     expected = 1.2 * 1.5**2 * 9 / (0.2**2 * 0.1**2) + 1 / (0.4**2 * 0.5**2)
-    assert value.value == pytest.approx(expected)
+    assert value.value == pytest.approx(math.log(expected))
     first = 1.2 * 1.5**2 * 9 / (0.2**2 * 0.1**2)
-    assert value.stderr == pytest.approx(first * math.sqrt((0.1 / 1.2) ** 2 + (2 * 0.01 / 0.1) ** 2))
+    assert value.stderr == pytest.approx(first / expected * math.sqrt((0.1 / 1.2) ** 2 + (2 * 0.01 / 0.1) ** 2))
 
 
 @pytest.mark.parametrize("network", ["attention", "layer norm"])
