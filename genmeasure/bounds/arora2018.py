@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from genmeasure.bounds.assumptions import expressible, feed_forward
-from genmeasure.bounds.terms import check_delta, exponential, laid_out, log_sum, logarithm, percentile_margin
+from genmeasure.bounds.terms import ZERO_ONE, check_delta, exponential, laid_out, log_sum, logarithm, percentile_margin
 from genmeasure.errors import unknown
 from genmeasure.estimate import Estimate
 from genmeasure.layers import Layer
@@ -45,7 +45,8 @@ def log_layer_sum(found: Sequence[Cushion], reach: Sequence[int]) -> Estimate:
     return Estimate(total, spread, min(drawn, default=1))
 
 
-@bound("arora2018", index=("term",), needs=("classes",), kind={"theorem": "measure", "table": "reproduction"},
+@bound("arora2018", index=("term",), unit=ZERO_ONE, needs=("classes",),
+       kind={"theorem": "measure", "table": "reproduction"},
        source="arXiv:1802.05296, Theorems 4.1 and 5.1, Lemma 3; table: Figure 4 there and Ju, Li & Zhang 2022 "
               "(reconstructed)", defined=defined, assumes=(feed_forward,))
 def arora2018(subject: Subject, *, variant: str = "table", percentile: float = 0.1, delta: float = 0.05,

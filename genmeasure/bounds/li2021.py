@@ -24,7 +24,7 @@ def log_complexity(source_norms: list[float], distances: list[float]) -> float:
     return 2 * log_sum(sum(reach) - r for r in reach) + math.log(sum(d**2 for d in distances))
 
 
-@bound("li2021", index=("term",), needs={"theorem": ("input-norm",), "table": ()},
+@bound("li2021", index=("term",), unit="loss", needs={"theorem": ("input-norm",), "table": ()},
        kind={"theorem": "measure", "table": "reproduction"},
        source="arXiv:2111.04578, constants reconstructed (bounds.md 3.5)", defined=expressible, assumes=(
            feed_forward, bounded_loss))

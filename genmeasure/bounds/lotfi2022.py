@@ -11,7 +11,7 @@ from torch import Tensor
 from genmeasure.bounds.assumptions import distinct_examples, independent_start
 from genmeasure.bounds.inversions import best_catoni, code_length, kl_inverse
 from genmeasure.bounds.moved import Moved, choice_nats, errors, first_batches, moved
-from genmeasure.bounds.terms import check_delta, laid_out
+from genmeasure.bounds.terms import ZERO_ONE, check_delta, laid_out
 from genmeasure.data.batches import Batch
 from genmeasure.errors import unknown
 from genmeasure.estimate import Estimate, Estimates
@@ -98,7 +98,7 @@ def best_compressed(subject: Subject, search_examples: int) -> tuple[Compressed,
     return subject.remember(f"compressed {search_examples}", compute)
 
 
-@bound("lotfi2022", index=("term",), unit={"bits": "bits", "*-nats": "nats"}, needs=("classes",),
+@bound("lotfi2022", index=("term",), unit=ZERO_ONE, needs=("classes",),
        kind={"kl": "certificate", "catoni": "certificate"}, source="Lotfi et al. 2022, arXiv:2211.13609",
        assumes=(independent_start, distinct_examples))
 def lotfi2022(subject: Subject, *, variant: str = "kl", delta: float = 0.05, search_examples: int = 256,

@@ -6,7 +6,7 @@ import math
 
 from genmeasure.bounds.assumptions import bounded_inputs, expressible, feed_forward, known_modules
 from genmeasure.bounds.layer_norms import check_no_dead_layer, layer_norms
-from genmeasure.bounds.terms import complexity, exponential, laid_out, percentile_margin
+from genmeasure.bounds.terms import ZERO_ONE, complexity, exponential, laid_out, percentile_margin
 from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import Estimate
 from genmeasure.predictions import largest_input_norm, predictions
@@ -52,7 +52,7 @@ def grid_log_beta(log_beta: float, depth: int, margin: float, input_norm: float,
     return math.log(math.exp(low) + step * spacing)
 
 
-@bound("neyshabur2018", index=("term",),
+@bound("neyshabur2018", index=("term",), unit=ZERO_ONE,
        needs={"theorem": ("classes", "input-norm"), "code": ("classes",), "table": ("classes",)},
        kind={"theorem": "certificate", "code": "measure", "table": "reproduction"},
        source="arXiv:1707.09564, Theorem 1; table: Ju, Li & Zhang 2022 (reconstructed)", defined=expressible,

@@ -47,7 +47,7 @@ def piece(node: Node) -> bool:
 
 
 def made_of_linear_pieces(risk: Risk) -> bool:
-    """True where the outputs are piecewise linear in each layer's weight alone, by the operations that they are made of.
+    """True where the outputs are piecewise linear in each layer's weight alone, by the operations of a forward pass.
 
     Each weight is used once, and every operation is piecewise linear, or linear in a weight and in what it is applied
     to. False where that cannot be told, as for an operation that is not known here.

@@ -132,8 +132,11 @@ TOGETHER = 2**24
 
 
 def between(batch: Batch, subject: Subject, probes: int, seed: int) -> list[Between]:
-    """|J|_F^2 is the mean of u' J J' u over signs u: one stream of them finds where the ratio is smallest and where
-    the spread is largest, another says how small and how large."""
+    """Over all pairs of layers and all examples of the batch.
+
+    |J|_F^2 is the mean of u' J J' u over signs u: one stream of them finds where the ratio is smallest and where the
+    spread is largest, another says how small and how large. Raises `InputError` where a Jacobian overflows.
+    """
     names, risk = [x.name for x in subject.layers], subject.risk
     size, n = len(names), len(batch)
     spread: dict[int, tuple[float, Estimate]] = {}
