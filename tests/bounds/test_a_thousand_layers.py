@@ -11,13 +11,14 @@ from torch import nn
 
 import genmeasure as gm
 from genmeasure import study
+from genmeasure.bounds.assumptions import feed_forward
 from genmeasure.data.batches import Batches
 from genmeasure.path_norm import log_path_norm
 from genmeasure.registry import bound
 from genmeasure.study import Request, everything
 
-QUICK = {"max_passes": 2, "trace_max_passes": 2, "sigmas": (0.001,), "steps": 4, "draws": 2, "probes": 2, "examples": 2,
-         "depth": 3, "search_examples": 4, "rtol": 10.0, "layer_rtol": 10.0}
+QUICK = {"max_passes": 2, "trace_max_passes": 2, "sigmas": (0.001,), "steps": 4, "draws": 2, "probes": 2,
+         "examples": 10, "depth": 3, "search_examples": 4, "rtol": 10.0, "layer_rtol": 10.0}
 """As little work as each member can be asked for."""
 
 
@@ -46,6 +47,7 @@ class Block(nn.Module):
             self.outer.weight *= 0.05
             self.outer.bias *= 0.05
             self.inner.weight[2], self.outer.weight[:, 2], self.inner.bias[2] = 6, 6, -1e4
+            self.inner.bias[0] = 3
 
     def forward(self, x):
         return x + self.outer(torch.relu(self.inner(x)))
@@ -119,6 +121,18 @@ def test_every_bound_on_a_residual_network(request_):
             assert values["log10"] > 300
         rows = rows[~rows["term"].isin(overflown)]
     assert np.isfinite(rows["value"]).all()
+
+
+def test_a_deep_chain_is_known_as_homogeneous():
+    """1.25^1000 would overflow in float32."""
+    s = permutations()
+    assert feed_forward(s, {}) is None
+    with_bias = nn.Sequential(*(nn.Linear(3, 3) for _ in range(1000)))
+    for linear in with_bias:
+        linear.weight.data, linear.bias.data = torch.eye(3), 0.01 * torch.ones(3)
+    x = torch.ones(4, 3)
+    found = gm.subject(with_bias, with_bias, [(x, torch.zeros(4, dtype=torch.long))], device="cpu")
+    assert "are not homogeneous of degree 1000" in feed_forward(found, {})
 
 
 def test_what_the_residual_network_asks_of_the_bounds():
