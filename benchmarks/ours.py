@@ -19,6 +19,7 @@ from genmeasure.curvature.forms import hessian_forms
 from genmeasure.curvature.gauss_newton import gauss_newton_forms, linear_layers
 from genmeasure.curvature.taps import find_taps
 from genmeasure.estimate import Estimate
+from genmeasure.shared import Shared
 from genmeasure.subject import Subject
 
 AUDITED = ("distance", "hessian-trace", "hessian-distance", "noise-stability", "hessian-top")
@@ -64,7 +65,7 @@ class Traces:
 
 def fresh(subject: Subject) -> Subject:
     """The same subject without what was computed on it before."""
-    return dataclasses.replace(subject, _memory={})
+    return dataclasses.replace(subject, shared=Shared())
 
 
 def traces(subject: Subject, seed: int, rtol: float, layer_rtol: float = math.inf) -> Answer:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
@@ -40,10 +41,13 @@ def audit(subject: Subject) -> pd.DataFrame:
 
 
 def list() -> pd.DataFrame:
-    """The catalogue: every measure, bound, algorithm and model family with its kind, parameters, source and summary."""
+    """The catalogue: every measure, bound, algorithm, model family and kind of label noise, with its kind, parameters,
+    source and summary."""
     return pd.DataFrame([{
         "family": m.family, "name": m.name, "summary": m.summary,
         "kind": m.kind if isinstance(m.kind, str) else ", ".join(f"{v}: {k}" for v, k in m.kind.items()),
-        "index_columns": " ".join(m.index), "parameters": " ".join(f"{k}={v!r}" for k, v in m.defaults.items()),
+        "index_columns": " ".join(m.index), "parameters": " ".join(
+            k if v is inspect.Parameter.empty else f"{k}={v!r}" for k, v in m.defaults.items()),
         "assumes": " ".join(c.__name__ for c in m.assumes), "source": m.source}
-        for family in (registry.measure, registry.bound, registry.algorithm, registry.model_family) for m in family])
+        for family in (registry.measure, registry.bound, registry.algorithm, registry.model_family,
+                       registry.label_noise) for m in family])

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import importlib.util
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from genmeasure.errors import InputError
+from genmeasure.registry import named
 
 DEFAULT_SEED = 0
 SHORT = ("subject", "loss train", "loss test", "loss gap", "error train", "error test", "trace", "distance", "ju2022")
 """Columns of the short table at the end of a command."""
-
-
-def parameters(text: str) -> dict[str, Any]:
-    """`key=value,key=value` with Python literals as values; `sigmas=0.01,0.02` is a tuple."""
-    found: dict[str, Any] = {}
-    for part in filter(None, re.split(r",(?=[A-Za-z_]\w*=)", text)):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(f"the parameter {part!r} came; write it as key=value")
-        try:
-            found[name.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name.strip()] = value
-    return found
-
-
-def named(text: str) -> tuple[str, dict[str, Any]]:
-    """`NAME[:key=value,...]`."""
-    name, _, rest = text.partition(":")
-    return name, parameters(rest)
 
 
 def requests(wanted: Sequence[str] | None, seed: int) -> tuple:
@@ -97,7 +76,8 @@ def demo(arguments: argparse.Namespace) -> int:
     subjects = make_checkpoints(out, seeds=arguments.checkpoint_seeds, device=arguments.device, engine=engine)
     affordable = [r for r in requests(None, arguments.seed) if not r.member.costly]
     readings = run(subjects, affordable, out, study="demo", engine=engine,
-                   provenance={**command(arguments), "by": "noise", "cluster": ["method", "noise"]})
+                   provenance={**command(arguments), "by": "noise", "cluster": ["method", "noise"],
+                               "axes": ["method", "noise"]})
     return finish(readings, out)
 
 
@@ -107,7 +87,7 @@ def run_study(arguments: argparse.Namespace) -> int:
 
     module = load_study(arguments.study)
     engine = LocalEngine(arguments.workers)
-    facts = {"by": getattr(module, "BY", None), "cluster": getattr(module, "CLUSTER", None)}
+    facts = {name: getattr(module, name.upper(), None) for name in ("by", "cluster", "axes", "given")}
     subjects, wanted = subjects_of(module, arguments), seeded(tuple(module.REQUESTS), arguments.seed)
     readings = run(subjects, wanted, arguments.out, study=Path(arguments.study).stem,
                    engine=engine, provenance={**command(arguments), **facts})
@@ -131,7 +111,8 @@ def subjects_of(module: Any, arguments: argparse.Namespace) -> list:
 
 
 def load_study(path: str) -> Any:
-    """A study file: `SUBJECTS()` returns the subjects, `REQUESTS` holds the requests; `BY`, `CLUSTER` are optional."""
+    """A study file: `SUBJECTS()` returns the subjects, `REQUESTS` holds the requests; `BY`, `CLUSTER`, `AXES` and
+    `GIVEN` are optional (see `genmeasure.publish.publish`)."""
     if not Path(path).is_file():
         raise InputError(f"the study {path!r} does not exist; give the path of a Python file")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -337,8 +318,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("study", help="path of the study's Python file")
     sub = add("report", report, "Write tables, plots and report of a run folder again.", seed=False)
     sub.add_argument("folder", help="a run folder that holds readings.csv")
-    sub = add("list", list_members, "List measures, bounds, algorithms and model families.", seed=False)
-    sub.add_argument("family", nargs="?", choices=["measure", "bound", "algorithm", "model"], help="only these")
+    sub = add("list", list_members, "List measures, bounds, algorithms, model families and label noise.", seed=False)
+    sub.add_argument("family", nargs="?", choices=["measure", "bound", "algorithm", "model", "noise"],
+                     help="only these")
     sub.add_argument("--verbose", action="store_true", help="with kinds, sources and parameters")
     sub = add("data", data, "List, find, check or fetch what data_manifest.csv names.", seed=False)
     sub.add_argument("action", choices=["list", "path", "verify", "fetch"])

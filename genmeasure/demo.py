@@ -19,7 +19,7 @@ from genmeasure.checkpoints.read import read
 from genmeasure.checkpoints.write import write
 from genmeasure.data.batches import Batches
 from genmeasure.data.digits import digits
-from genmeasure.data.label_noise import symmetric
+from genmeasure.data.label_noise.symmetric import symmetric
 from genmeasure.engine import Engine, LocalEngine
 from genmeasure.errors import InputError
 from genmeasure.registry import algorithm
@@ -148,7 +148,7 @@ def write_data(run: Run) -> None:
     if run.data.exists():
         return
     splits = digits(classes=(5, 6, 7, 8, 9), seed=0)
-    noisy = symmetric(splits["train"]["y"], run.noise, 5, seed=run.seed)
+    noisy = symmetric(splits["train"]["y"], 5, rate=run.noise, seed=run.seed)
     arrays = {f"{part}_{split}": tensor.numpy() for split, parts in splits.items() for part, tensor in parts.items()}
     arrays |= {"y_train": noisy.labels.numpy(), "clean_train": noisy.clean.numpy(),
                "confusion": noisy.confusion.numpy()}

@@ -1,4 +1,4 @@
-"""Families of members (measures, bounds, algorithms, model families) and how they are found.
+"""Families of members (measures, bounds, algorithms, model families, kinds of label noise) and how they are found.
 
 A member is a function with a decorator in a file of its own; every file in the family's package is imported on first
 use, so adding a member is adding a file.
@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import json
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,27 @@ measure = Family("measure", "genmeasure.measures", remember=True)
 bound = Family("bound", "genmeasure.bounds", remember=True)
 algorithm = Family("algorithm", "genmeasure.training.algorithms")
 model_family = Family("model", "genmeasure.families")
+label_noise = Family("noise", "genmeasure.data.label_noise")
+
+
+def parameters(text: str) -> dict[str, Any]:
+    """`key=value,key=value` with Python literals as values; `sigmas=0.01,0.02` is a tuple."""
+    found: dict[str, Any] = {}
+    for part in filter(None, re.split(r",(?=[A-Za-z_]\w*=)", text)):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"the parameter {part!r} came; write it as key=value")
+        try:
+            found[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name.strip()] = value
+    return found
+
+
+def named(text: str) -> tuple[str, dict[str, Any]]:
+    """`NAME[:key=value,...]`."""
+    name, _, rest = text.partition(":")
+    return name, parameters(rest)
 
 
 def find(name: str) -> Member:

@@ -14,6 +14,7 @@ from genmeasure.engine import Engine
 from genmeasure.errors import InputError, second_derivative
 from genmeasure.layers import Layer, forward
 from genmeasure.losses import IGNORED, Loss
+from genmeasure.shared import Shared
 
 FORWARD, GRADIENT, HESSIAN_PRODUCT = 1.0, 3.0, 9.0
 """Cost in forward-equivalents: a backward pass is two; differentiating a gradient triples its cost."""
@@ -66,10 +67,12 @@ class Risk:
     whatever the batches.
 
     Weights that are not given keep the model's values. The model is in evaluation mode and is never changed.
-    `passes` counts what was spent so far, in forward passes over the whole data set.
+    `passes` counts what was spent so far, in forward passes over the whole data set. shared: what is known of these
+    losses at the present weights; nothing yet by default.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, layers: Sequence[Layer], batches: Batches, engine: Engine):
+    def __init__(self, model: nn.Module, loss: Loss, layers: Sequence[Layer], batches: Batches, engine: Engine,
+                 shared: Shared | None = None):
         self.model, self._model = model, _OfBatch(model)
         self.loss, self.layers, self.batches, self.engine = loss, tuple(layers), batches, engine
         self.weights: dict[str, Tensor] = {x.name: model.get_parameter(x.parameter).detach() for x in layers}
@@ -77,17 +80,21 @@ class Risk:
         self.scale = scale(loss, batches)
         some = next(iter(self.weights.values()))
         self.device, self.dtype = some.device, some.dtype
-        self.passes = 0.0
+        self.shared = Shared() if shared is None else shared
 
     def restricted(self, layers: Sequence[Layer]) -> Risk:
         """The same risk as a function of these layers' weights alone; what it spends counts here as well."""
-        risk = Risk(self._model.model, self.loss, layers, self.batches, self.engine)
+        risk = Risk(self._model.model, self.loss, layers, self.batches, self.engine, self.shared)
         risk.spend = self.spend
         return risk
 
     def spend(self, cost: float, examples: int) -> None:
         """Record a computation that costs `cost` forward-equivalents on each of `examples`."""
-        self.passes += cost * examples / self.batches.size
+        self.shared.spend(cost * examples / self.batches.size)
+
+    @property
+    def passes(self) -> float:
+        return self.shared.passes
 
     def place(self, batch: Batch) -> Batch:
         """`batch` on the weights' device, floating-point inputs in their dtype."""

@@ -81,6 +81,7 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     if taken:
         raise InputError(f"a label named {taken[0]!r} came, which is a column of the readings; choose another name")
     member, parameters = request.member, request.member.parameters(request.parameters)
+    subject.shared.new_reading()
     before, started = subject.risk.passes, time.perf_counter()
     undefined = member.defined and member.defined(subject)
     estimates = (Estimates({("",) * (len(member.index) - 1) + ("not-defined",): Estimate(1.0)},

@@ -28,6 +28,7 @@ from genmeasure.errors import InputError
 from genmeasure.layers import BATCH_NORMS, Layer, find_layers, folded, forward
 from genmeasure.losses import IGNORED, LOSSES, Loss, get_loss
 from genmeasure.risk import Risk, nodes, scale
+from genmeasure.shared import Shared
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -54,22 +55,11 @@ class Subject:
     head: str | None = None
     drawn: frozenset[str] = frozenset()
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
-    _memory: dict = field(default_factory=dict, repr=False, compare=False)
+    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
-        """`compute()` on the first call with `key`, its result afterwards.
-
-        A result that is used again costs its passes again, so that what a reading costs by itself does not depend on
-        what was measured before it.
-        """
-        if key in self._memory:
-            value, passes = self._memory[key]
-            self.risk.passes += passes
-            return value
-        before = self.risk.passes
-        value = compute()
-        self._memory[key] = value, self.risk.passes - before
-        return value
+        """`compute()` on the first call with `key`, its result afterwards; see `Shared`."""
+        return self.shared.remember(key, compute)
 
     @functools.cached_property
     def state(self) -> dict[str, Tensor]:
@@ -79,7 +69,7 @@ class Subject:
     @functools.cached_property
     def risk(self) -> Risk:
         """The loss over the training data."""
-        return Risk(self.model, self.loss, self.layers, self.train, self.engine)
+        return Risk(self.model, self.loss, self.layers, self.train, self.engine, self.shared)
 
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:

@@ -10,13 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = (  # from the bottom
-    {"errors", "estimate", "registry", "losses"},
+    {"errors", "estimate", "registry", "losses", "shared"},
     {"engine", "checkpoints", "families", "data"},
     {"risk", "curvature", "layers", "norms", "spectral"},
     {"subject", "predictions", "symbolic", "path_norm", "lipschitz"},
     {"measures", "bounds", "training"},
     {"study", "demo"},
-    {"report", "tables", "published", "plots", "correlate"},
+    {"report", "tables", "published", "plots", "correlate", "predictive", "readings"},
     {"publish", "cli", "__main__", "__init__"},
 )
 HEIGHT = {name: height for height, row in enumerate(ROWS) for name in row}

@@ -10,7 +10,7 @@ import small
 import genmeasure as gm
 from genmeasure import registry
 from genmeasure.errors import InputError
-from genmeasure.registry import Family, algorithm, bound, find, measure, model_family
+from genmeasure.registry import Family, algorithm, bound, find, label_noise, measure, model_family
 
 ONE = '''from genmeasure.registry import Family
 from {package} import family
@@ -128,7 +128,8 @@ def test_the_hash_covers_the_modules_that_are_imported(monkeypatch):
 
 def test_the_listing_has_one_row_per_member():
     catalogue = gm.list()
-    assert len(catalogue) == sum(1 for family in (measure, bound, algorithm, model_family) for _ in family)
+    assert len(catalogue) == sum(1 for family in (measure, bound, algorithm, model_family, label_noise)
+                                 for _ in family)
     assert catalogue["name"].is_unique
 
 

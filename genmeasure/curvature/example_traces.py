@@ -14,6 +14,7 @@ from genmeasure.curvature.gauss_newton import (
     linear_layers,
     over_directions,
     untapped_squared_gradients,
+    used_directions,
 )
 from genmeasure.curvature.lanczos import lanczos
 from genmeasure.curvature.survey import output_hessian, survey
@@ -56,7 +57,7 @@ def gauss_newton_traces(risk: Risk, taps: Taps | None) -> Tensor:
     found = survey(risk)
     if found is None or not found.apart:
         return risk.engine.examples(traces, risk.batches)
-    return over_directions(risk, found, found.sizes.abs(), squares)
+    return over_directions(risk, found, found.sizes.abs(), used_directions(risk, found), squares)
 
 
 @torch.no_grad()

@@ -99,22 +99,27 @@ def gauss_newton_forms(risk: Risk, vectors: Mapping[str, Tensor], taps: Taps | N
     found = survey(risk) if taps is not None else None
     if found is None or not found.apart:
         return _forms_by_layer(risk, vectors)
-    if (~negligible(found.sizes.abs(), risk.dtype)).sum() > 2 * len(risk.layers) * risk.batches.size:
+    counts = used_directions(risk, found)
+    if counts.sum() > 2 * len(risk.layers) * risk.batches.size:
         return _forms_by_layer(risk, vectors)  # a direction costs as much as a product, or less
 
     def squares(batch: Batch, directions: Callable[[Tensor], Tensor]) -> Tensor:
         return slopes_along(risk, taps, batch, vectors, directions)[0].square()
-    return over_directions(risk, found, found.sizes, squares)
+    return over_directions(risk, found, found.sizes, counts, squares)
+
+
+def used_directions(risk: Risk, found: Survey) -> Tensor:
+    """How many directions of each example are not negligible, [examples]."""
+    return (~negligible(found.sizes.abs(), risk.dtype)).sum(1)
 
 
 @torch.no_grad()
-def over_directions(risk: Risk, found: Survey, sizes: Tensor, measured: Callable) -> Tensor:
+def over_directions(risk: Risk, found: Survey, sizes: Tensor, counts: Tensor, measured: Callable) -> Tensor:
     """sum over an example's directions k of sizes [examples, k] times what is measured there, [examples, layers].
 
-    measured: (batch, outputs -> directions [D, b, outputs]) -> [D, b, layers]. Directions are left out, smallest sizes
-    first, as long as they add up to less than what rounding of the outputs changes in the sum of all sizes.
+    counts: how many directions to take of each example [examples], the largest first (`used_directions`). measured:
+    (batch, outputs -> directions [D, b, outputs]) -> [D, b, layers].
     """
-    counts = (~negligible(sizes.abs(), risk.dtype)).sum(1)
     which = sizes.abs().argsort(dim=1, descending=True)
 
     def summed(batch: Batch) -> Tensor:

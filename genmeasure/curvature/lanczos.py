@@ -65,19 +65,25 @@ class Basis:
             w = w - torch.bmm(torch.bmm(known, w[:, :, None]).mT, known)[:, 0]
         return w
 
+    def combined(self, coefficients: Tensor) -> Tensor:
+        """Combinations [c, d] of the vectors of the first operator, for coefficients [c, n]."""
+        known = torch.cat([block[0] for block in self._blocks])[:self._count]
+        return coefficients.to(known) @ known
+
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int, *,
-            place: torch.device | None = None) -> Iterator[Tridiagonal]:
+            place: torch.device | None = None, basis: Basis | None = None) -> Iterator[Tridiagonal]:
     """Tridiagonalise b symmetric operators at once, one step after another.
 
     product: [b, d] -> [b, d]. start: [b, d], no row zero. place: the device that keeps the basis and does the
-    orthogonalisation, by default that of `start`, where the products are made. Yields after each of at most
-    min(steps, d) products. Vectors keep the dtype of `start`, coefficients are float64 on `place`.
+    orthogonalisation, by default that of `start`, where the products are made. basis: an empty one to fill. Yields
+    after each of at most min(steps, d) products. Vectors keep the dtype of `start`, coefficients are float64 on
+    `place`.
     """
     place = place or start.device
     q = (start / start.norm(dim=1, keepdim=True)).to(place)
     limit = min(steps, start.shape[1])
-    basis = Basis(limit)
+    basis = basis or Basis(limit)
     diagonal, off_diagonal = [], []
     scale = torch.zeros(len(start), dtype=torch.float64, device=place)
     alive = torch.ones(len(start), dtype=torch.bool, device=place)

@@ -12,6 +12,7 @@ from torch import Tensor
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.perturbation import Move, Perturbed
 from genmeasure.curvature.sampling import degrees_of_freedom
+from genmeasure.curvature.survey import survey as output_survey
 from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
 from genmeasure.errors import InputError, unknown
@@ -146,7 +147,7 @@ class Sample:
 
 @torch.no_grad()
 def survey(risk: Risk) -> Sample:
-    """Probabilities from one forward pass, a third each: equal, and in proportion to h and to its root.
+    """Probabilities, a third each: equal, and in proportion to h and to its root.
 
     h is the trace of the loss's Hessian with respect to the outputs of an example, where the loss is a softmax
     cross-entropy: little noise moves the loss in proportion to it, much noise all losses alike. Else all are equal.
@@ -154,15 +155,7 @@ def survey(risk: Risk) -> Sample:
     n = risk.batches.size
     if risk.loss.softmax_rows is None:
         return Sample(torch.full((n,), 1 / n, dtype=torch.float64))
-
-    def rows(batch: Batch) -> Tensor:
-        batch = risk.place(batch)
-        risk.spend(FORWARD, len(batch))
-        outputs = risk.outputs({}, batch)
-        risk.checked(risk.losses_of(outputs.double(), batch), batch, "loss")
-        logits, mask = risk.loss.softmax_rows(outputs, batch.targets)
-        return ((1 - logits.softmax(-1).square().sum(-1)).clamp(min=0).double() * mask).sum(1)
-    h = risk.engine.examples(rows, risk.batches)
+    h = output_survey(risk).sizes.sum(1).clamp(min=0)
     shares = [s / s.sum() for s in (torch.ones_like(h), h, h.sqrt()) if s.sum() > 0]
     return Sample(sum(shares) / len(shares))
 

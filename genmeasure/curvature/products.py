@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
-from genmeasure.curvature.survey import active_examples
+from genmeasure.curvature.draws import generator
+from genmeasure.curvature.gauss_newton import by_count
+from genmeasure.curvature.sampling import inclusion_probabilities
+from genmeasure.curvature.survey import active_examples, survey
 from genmeasure.data.batches import Batch
 from genmeasure.errors import unknown
 from genmeasure.layers import Layer
 from genmeasure.risk import FORWARD, GRADIENT, HESSIAN_PRODUCT, Risk, Weights
+
+WORTH = 3
+"""A sample of the examples pays where it leaves out all but one of this many."""
 
 
 def batch_hessian_product(risk: Risk, batch: Batch, vectors: Weights,
@@ -25,23 +31,35 @@ def batch_hessian_product(risk: Risk, batch: Batch, vectors: Weights,
     and all layers together sum_j H_ij v_j with the cross-layer blocks. losses: (weights, batch) -> [batch], by default
     the losses of `risk`; `risk.residual_losses` gives (H - G) v. Weights that the losses do not use give zeros.
     """
+    return batch_hessian_products(risk, batch, [vectors], losses=losses)[0]
+
+
+def batch_hessian_products(risk: Risk, batch: Batch, several: Sequence[Weights], times: Tensor | None = None,
+                           losses: Callable | None = None) -> list[dict[str, Tensor]]:
+    """H v for several v in the same layers, which share the gradient; see `batch_hessian_product`.
+
+    times: how many times each example counts [batch], once by default.
+    """
     batch = risk.place(batch)
-    risk.spend(HESSIAN_PRODUCT, len(batch))
-    point = {k: risk.weights[k].clone().requires_grad_() for k in vectors}
+    risk.spend(GRADIENT + (HESSIAN_PRODUCT - GRADIENT) * len(several), len(batch))
+    point = {k: risk.weights[k].clone().requires_grad_() for k in several[0]}
     with torch.enable_grad():
-        total = (losses or risk.losses)(point, batch).sum()
+        values = (losses or risk.losses)(point, batch)
+        total = (values if times is None else values * times.to(values)).sum()
         slopes = gradient(total, point, create_graph=True)
-        products = gradient(sum((g * vectors[k]).sum() for k, g in zip(point, slopes, strict=True)), point)
-    return dict(zip(point, products, strict=True))
+        along = [sum((g * v[k]).sum() for k, g in zip(point, slopes, strict=True)) for v in several]
+        products = [gradient(a, point, retain_graph=number < len(along)) for number, a in enumerate(along, 1)]
+    return [dict(zip(point, p, strict=True)) for p in products]
 
 
-def batch_gauss_newton_product(risk: Risk, batch: Batch, vectors: Weights) -> dict[str, Tensor]:
+def batch_gauss_newton_product(risk: Risk, batch: Batch, vectors: Weights,
+                               times: Tensor | None = None) -> dict[str, Tensor]:
     """G v = sum over examples of J' A J v for the sum of the losses of a batch.
 
     J is the Jacobian of an example's outputs, A the Hessian of its loss in them: one Jacobian-vector product, one
     Hessian-vector product of the loss in the outputs (A itself, classes squared, is never made) and one backward pass
-    (Schraudolph 2002). vectors as for `batch_hessian_product`. The Jacobian-vector product is taken in forward mode, or
-    by two backward passes where an operation has none.
+    (Schraudolph 2002). vectors and times as for `batch_hessian_products`. The Jacobian-vector product is taken in
+    forward mode, or by two backward passes where an operation has none.
     """
     batch = risk.place(batch)
     point = {k: risk.weights[k].clone().requires_grad_() for k in vectors}
@@ -56,6 +74,7 @@ def batch_gauss_newton_product(risk: Risk, batch: Batch, vectors: Weights) -> di
         outputs = risk.outputs(point, batch)
         moved = reverse_moved(outputs, point, vectors) if moved is None else moved
         bent = output_hessian_product(risk, outputs, batch.targets, moved)
+        bent = bent if times is None else bent * times.to(bent).reshape(-1, *[1] * (bent.ndim - 1))
         products = gradient((outputs * bent).sum(), point)
     return dict(zip(point, products, strict=True))
 
@@ -82,12 +101,17 @@ def gradient(value: Tensor, point: dict[str, Tensor], **how: bool) -> tuple[Tens
     return torch.autograd.grad(value, list(point.values()), materialize_grads=True, **how)
 
 
-BATCH_PRODUCTS = {"hessian": batch_hessian_product, "gauss-newton": batch_gauss_newton_product}
+def batch_gauss_newton_products(risk: Risk, batch: Batch, several: Sequence[Weights],
+                                times: Tensor | None = None) -> list[dict[str, Tensor]]:
+    """G v for several v."""
+    return [batch_gauss_newton_product(risk, batch, vectors, times) for vectors in several]
 
 
-def _mean_product(batch_product: Callable, risk: Risk, vectors: Weights,
-                  batches: Iterable[Batch] | None = None) -> dict[str, Tensor]:
-    total = risk.engine.sum(lambda batch: batch_product(risk, batch, vectors), batches or risk.batches)
+BATCH_PRODUCTS = {"hessian": batch_hessian_products, "gauss-newton": batch_gauss_newton_products}
+
+
+def _mean_product(batch_product: Callable, risk: Risk, vectors: Weights) -> dict[str, Tensor]:
+    total = risk.engine.sum(lambda batch: batch_product(risk, batch, vectors), risk.batches)
     return {k: h / risk.batches.size for k, h in total.items()}
 
 
@@ -105,13 +129,14 @@ def gauss_newton_product(risk: Risk, vectors: Weights) -> dict[str, Tensor]:
 class Operator:
     """A curvature matrix of the mean loss in the weights of some layers, as a function of flat vectors [size].
 
-    matrix: `hessian` or `gauss-newton`. One layer alone gives its diagonal block. Examples whose loss is flat in their
-    outputs are left out (`active_examples`).
+    matrix: `hessian` or `gauss-newton`. One layer alone gives its diagonal block. times: how many times each example
+    counts [examples]; by default once, and not at all where the loss is flat in the outputs (`active_examples`).
     """
 
     risk: Risk
     layers: Sequence[Layer]
     matrix: str = "hessian"
+    times: Tensor | None = None
 
     def __post_init__(self):
         if self.matrix not in BATCH_PRODUCTS:
@@ -131,18 +156,34 @@ class Operator:
         return sum(self.sizes)
 
     @functools.cached_property
-    def _active(self) -> Tensor | None:
-        return active_examples(self.risk)
+    def _taken(self) -> Tensor | None:
+        """Whether an example takes part [examples]; None where all do."""
+        return active_examples(self.risk) if self.times is None else self.times > 0
 
     def _batches(self) -> Iterator[Batch]:
-        for batch in self.risk.batches:
-            rows = slice(None) if self._active is None else self._active[batch.rows].nonzero().squeeze(1)
-            part = batch.select(rows)
-            if len(part):
-                yield part
+        yield from self.risk.batches if self._taken is None else by_count(self.risk.batches, self._taken.long())
 
-    def __call__(self, vector: Tensor) -> Tensor:
-        pieces = {x.name: piece.reshape(self.risk.weights[x.name].shape)
-                  for x, piece in zip(self.layers, vector.split(self.sizes), strict=True)}
-        found = _mean_product(BATCH_PRODUCTS[self.matrix], self.risk, pieces, self._batches())
-        return torch.cat([found[x.name].reshape(-1) for x in self.layers])
+    def sampled(self, count: int, seed: int) -> Operator | None:
+        """The same from about `count` examples in place of all, right in the mean; None where that is no saving.
+
+        Drawn with probability proportional to size and slope of the loss in the outputs, and counted so much the more.
+        """
+        found = survey(self.risk)
+        if found is None or self._taken.sum() < WORTH * count:
+            return None
+        chances = inclusion_probabilities(found.sizes.abs().sum(1) + found.slopes, count)
+        drawn = torch.rand(len(chances), generator=generator("operator", seed), dtype=torch.float64) < chances
+        return replace(self, times=torch.where(drawn, 1 / chances, 0.0))
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """vectors: [size], or several [m, size]."""
+        several = [{x.name: piece.reshape(self.risk.weights[x.name].shape)
+                    for x, piece in zip(self.layers, v.split(self.sizes), strict=True)}
+                   for v in vectors.reshape(-1, self.size)]
+
+        def products(batch: Batch) -> dict[str, Tensor]:
+            times = None if self.times is None else self.times[batch.rows]
+            found = BATCH_PRODUCTS[self.matrix](self.risk, batch, several, times)
+            return {x.name: torch.stack([f[x.name].reshape(-1) for f in found]) for x in self.layers}
+        found = self.risk.engine.sum(products, self._batches())
+        return (torch.cat([found[x.name] for x in self.layers], 1) / self.risk.batches.size).reshape(vectors.shape)

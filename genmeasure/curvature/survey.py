@@ -83,9 +83,17 @@ def active_examples(risk: Risk) -> Tensor | None:
     return None if found is None else ~negligible(found.sizes.abs().sum(1) + found.slopes, risk.dtype)
 
 
-@torch.no_grad()
 def survey(risk: Risk) -> Survey | None:
-    """One forward pass over the data; None where A is too large to decompose and the loss no softmax cross-entropy."""
+    """One forward pass over the data, taken once for all that need it.
+
+    None where A is too large to decompose and the loss no softmax cross-entropy.
+    """
+    return risk.shared.remember("survey", lambda: _survey(risk))
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _survey(risk: Risk) -> Survey | None:
     one = risk.outputs({}, risk.place(next(iter(risk.batches)).select(slice(1))))
     k, n = one.numel(), risk.batches.size
     eigen = one.ndim == 2 and k <= EIGEN_OUTPUTS and n * k * k <= MOST_NUMBERS

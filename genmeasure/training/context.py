@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from genmeasure.training.settings import Settings
 
 HEAD_TYPES = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -19,7 +24,10 @@ class Context:
 
     model: the model about to be trained, for its structure. start: its parameters and buffers before the first step,
     by name. head: name of the module that was put on for the new task. classes: number of outputs. confusion: [k, k],
-    P(given label | true label) with the true label in rows, or None.
+    P(given label | true label) with the true label in rows, or None. examples: all training examples, or None outside
+    `fine_tune`. epochs: how many there will be, or None. reference: carries out plain fine-tuning from the same start
+    with the same settings, once however often it is called, and returns its model; None outside `fine_tune`.
+    settings: how the run is carried out, for pieces that go with one optimizer only; None outside `fine_tune`.
     """
 
     model: nn.Module
@@ -27,15 +35,21 @@ class Context:
     head: str
     classes: int
     confusion: Tensor | None = None
+    examples: Batch | None = None
+    epochs: int | None = None
+    reference: Callable[[], nn.Module] | None = None
+    settings: Settings | None = None
 
     @classmethod
     def of(cls, model: nn.Module, *, classes: int | None = None, head: str | None = None,
-           confusion: Tensor | None = None) -> Context:
-        """Take a snapshot of `model`, before it is wrapped for several devices.
+           confusion: Tensor | None = None, examples: Batch | None = None, epochs: int | None = None,
+           reference: Callable[[], nn.Module] | None = None, settings: Settings | None = None) -> Context:
+        """Take a snapshot of `model`, or of the module inside its wrappers for several devices.
 
         head: default the last linear or convolutional module in registration order. classes: default the width of
         the head. Raises `InputError` for a head that does not exist, or whose width is unknown.
         """
+        model = unwrapped(model)
         head = last_layer(model) if head is None else head
         modules = dict(model.named_modules())
         if head not in modules:
@@ -47,7 +61,11 @@ class Context:
                              "known; pass classes=…")
         start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         confusion = None if confusion is None else torch.as_tensor(confusion, dtype=torch.float64)
-        return cls(model, start, head, classes, confusion)
+        return cls(model, start, head, classes, confusion, examples, epochs, reference, settings)
+
+    def to(self, device: torch.device | str) -> Context:
+        """With the start on a device, where the model has been moved."""
+        return replace(self, start={name: tensor.to(device) for name, tensor in self.start.items()})
 
     def in_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head."""

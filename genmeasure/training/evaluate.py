@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genmeasure.data.batches import Batch
 from genmeasure.layers import forward
@@ -38,3 +38,12 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
             errors = errors + zero_one(outputs, batch.targets).sum().item()
             examples += len(batch)
     return losses / examples, errors / examples
+
+
+@torch.no_grad()
+def predict(model: nn.Module, examples: Batch, batch_size: int) -> Tensor:
+    """Outputs [n, classes] in evaluation mode, on the model's device."""
+    sample = next(p for p in model.parameters() if p.is_floating_point())
+    with kept_modes(model):
+        model.eval()
+        return torch.cat([forward(model, part.to(sample.device, sample.dtype)) for part in examples.split(batch_size)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from genmeasure.engine import get_device, progress
 from genmeasure.errors import InputError
 from genmeasure.layers import forward
 from genmeasure.training.algorithm import Algorithm, get_algorithm
+from genmeasure.training.averaged import averaged
 from genmeasure.training.context import Context
-from genmeasure.training.evaluate import evaluate, kept_modes
+from genmeasure.training.evaluate import evaluate, kept_modes, predict
 from genmeasure.training.examples import shuffled_rows, whole
+from genmeasure.training.minibatch import MiniBatch
 from genmeasure.training.optimizers import OPTIMIZERS, learning_rate
+from genmeasure.training.pieces import Objective
 from genmeasure.training.randomness import seeded
 from genmeasure.training.settings import Settings
 
@@ -82,18 +86,25 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
         classes = _check(trained, examples, train.name)
         if validation is not None:
             _check_labels(validation.labels, classes, validation.name)
-        context = Context.of(trained, classes=classes, head=head, confusion=confusion)
-        ready = algorithm.prepare(context)
+
+        @functools.cache
+        def reference() -> nn.Module:
+            return fine_tune(model, "plain", train, validation, settings=settings, head=head).model
+        ready = algorithm.prepare(Context.of(trained, classes=classes, head=head, confusion=confusion,
+                                             examples=examples, epochs=settings.epochs, reference=reference,
+                                             settings=settings))
         history, chosen = _run(trained, ready, examples, validation, selection, settings)
     trained.zero_grad(set_to_none=True)
-    passes = len(history) * ready.probe.passes
+    passes = len(history) * (ready.probe.passes + ready.loss.passes)
     return Result(trained, history, chosen, time.perf_counter() - began, passes, ready, settings)
 
 
 def _run(model, algorithm, examples, validation, selection, settings) -> tuple[tuple[Epoch, ...], int]:
+    order = torch.Generator().manual_seed(settings.seed)
+    if algorithm.adapter is not None:
+        algorithm.adapter.attach(model, torch.Generator().manual_seed(settings.seed))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = OPTIMIZERS[settings.optimizer](parameters, settings)
-    order = torch.Generator().manual_seed(settings.seed)
     noise = torch.Generator(parameters[0].device).manual_seed(settings.seed)
     history: list[Epoch] = []
     kept = None
@@ -101,38 +112,54 @@ def _run(model, algorithm, examples, validation, selection, settings) -> tuple[t
         model.train()
         for number in progress(range(1, settings.epochs + 1), "epochs", settings.epochs):
             began = time.perf_counter()
-            rate = learning_rate(number, settings)
+            rate = _rate(algorithm, number, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = _epoch(model, algorithm, examples, optimizer, settings.batch_size, order, noise)
+            loss = _epoch(number, model, algorithm, examples, optimizer, settings.batch_size, order, noise)
             if not (math.isfinite(loss) and all(bool(p.isfinite().all()) for p in parameters)):
                 raise InputError(f"training diverged in epoch {number}: the training loss was {loss:.3g} at the "
                                  f"learning rate {rate:g}; use a smaller learning rate")
-            figures = (math.nan, math.nan) if validation is None else evaluate(model, validation)
-            history.append(Epoch(number, loss, *figures, rate, time.perf_counter() - began))
-            if selection.uses_validation and selection.chosen(history) == number:
-                kept = copy.deepcopy(model.state_dict())
+            with averaged(model, algorithm.average, examples, settings.batch_size):
+                figures = (math.nan, math.nan) if validation is None else evaluate(model, validation)
+                history.append(Epoch(number, loss, *figures, rate, time.perf_counter() - began))
+                if selection.uses_validation and selection.chosen(history) == number:
+                    kept = copy.deepcopy(model.state_dict())
             if selection.stop(history):
                 break
-    if kept is not None:
-        model.load_state_dict(kept)
+        if kept is None:
+            with averaged(model, algorithm.average, examples, settings.batch_size):
+                kept = copy.deepcopy(model.state_dict())
+    model.load_state_dict(kept)
+    if algorithm.adapter is not None:
+        algorithm.adapter.merge(model)
     return tuple(history), selection.chosen(history)
 
 
-def _epoch(model, algorithm, examples, optimizer, batch_size, order: Generator, noise: Generator) -> float:
+def _rate(algorithm: Algorithm, number: int, settings: Settings) -> float:
+    rate = None if algorithm.average is None else algorithm.average.learning_rate(number)
+    return learning_rate(number, settings) if rate is None else rate
+
+
+def _epoch(number, model, algorithm, examples, optimizer, batch_size, order: Generator, noise: Generator) -> float:
     """One pass over the examples; their mean loss."""
     sample = optimizer.param_groups[0]["params"][0]
+    for piece in algorithm.pieces().values():
+        piece.begin_epoch(number, functools.partial(predict, model, examples, batch_size))
     total = torch.zeros((), dtype=torch.float64 if sample.device.type != "mps" else torch.float32, device=sample.device)
     for rows in shuffled_rows(len(examples), batch_size, order):
-        batch = algorithm.loss.draw(examples.select(rows), order).to(sample.device, sample.dtype)
-        total += len(batch) * step(model, algorithm, batch, optimizer, noise)
+        batch = algorithm.loss.draw(examples.select(rows).to(sample.device, sample.dtype), order, model)
+        total += len(rows) * step(model, algorithm, MiniBatch(model, algorithm.loss, batch), optimizer, noise)
+        if algorithm.average is not None:
+            algorithm.average.after_step(model, number)
+    if algorithm.average is not None:
+        algorithm.average.after_epoch(model, number)
     return total.item() / len(examples)
 
 
-def step(model: nn.Module, algorithm: Algorithm, batch: Batch, optimizer: torch.optim.Optimizer,
+def step(model: nn.Module, algorithm: Algorithm, objective: Objective, optimizer: torch.optim.Optimizer,
          generator: Generator | None = None) -> Tensor:
-    """One step of a prepared algorithm on a drawn batch; the mean loss of the batch, detached."""
-    value = algorithm.probe(model, lambda: algorithm.loss(forward(model, batch), batch.targets).mean(), generator)
+    """One step of a prepared algorithm on a minibatch; its mean loss, detached."""
+    value = algorithm.probe(model, objective, generator)
     if algorithm.penalty is not None:
         algorithm.penalty(model).backward()
     optimizer.step()

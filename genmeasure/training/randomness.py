@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,3 +27,28 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             yield
         finally:
             torch.mps.set_rng_state(before)
+
+
+def rewinder(device: torch.device) -> Callable[[], None]:
+    """A function that puts the global generators of the CPU and of `device` back to where they are now, so that a pass
+    repeats the draws (dropout) of the one before it."""
+    cpu = torch.get_rng_state()
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    there = None if module is None else _get(module, device)
+
+    def rewind() -> None:
+        torch.set_rng_state(cpu)
+        if module is not None:
+            _set(module, there, device)
+    return rewind
+
+
+def _get(module, device: torch.device) -> torch.Tensor:
+    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+
+
+def _set(module, state: torch.Tensor, device: torch.device) -> None:
+    if device.type == "mps":
+        module.set_rng_state(state)
+    else:
+        module.set_rng_state(state, device)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from genmeasure.data.label_noise import inverse_confusion, symmetric, symmetric_confusion
+from genmeasure.data.label_noise.confusion import inverse_confusion
+from genmeasure.data.label_noise.symmetric import symmetric, symmetric_confusion
 from genmeasure.errors import InputError
 
 
@@ -73,7 +74,7 @@ def test_no_confusion_matrix(confusion, end):
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.29, 1.0])
 def test_number_drawn_and_bookkeeping(rate, include_true):
     clean = torch.arange(100) % 5
-    noisy = symmetric(clean, rate, 5, seed=0, include_true=include_true)
+    noisy = symmetric(clean, 5, rate=rate, seed=0, include_true=include_true)
     assert torch.equal(noisy.clean, clean)
     assert torch.equal(noisy.flipped, noisy.labels != clean)
     assert noisy.labels.min() >= 0
@@ -90,8 +91,8 @@ def test_number_drawn_and_bookkeeping(rate, include_true):
 
 
 def test_confusion_counts_the_floor():
-    assert symmetric([0, 1, 0, 1, 1], 0.5, 2, seed=0).confusion[0, 1] == 2 / 5
-    assert symmetric([0, 1, 0, 1, 1], 0.5, 2, seed=0).flipped.sum() == 2
+    assert symmetric([0, 1, 0, 1, 1], 2, rate=0.5).confusion[0, 1] == 2 / 5
+    assert symmetric([0, 1, 0, 1, 1], 2, rate=0.5).flipped.sum() == 2
 
 
 @pytest.mark.parametrize("include_true", [False, True])
@@ -101,7 +102,7 @@ def test_confusion_is_that_of_the_mechanism(include_true):
     seeds = 400
     counts = torch.zeros(3, 3, dtype=torch.float64)
     for seed in range(seeds):
-        labels = symmetric(clean, 0.4, 3, seed=seed, include_true=include_true)
+        labels = symmetric(clean, 3, rate=0.4, seed=seed, include_true=include_true)
         counts += torch.bincount(clean * 3 + labels.labels, minlength=9).reshape(3, 3)
     n = seeds * clean.bincount().double().unsqueeze(1)
     stderr = (labels.confusion * (1 - labels.confusion) / n).sqrt()
@@ -112,7 +113,7 @@ def test_confusion_is_that_of_the_mechanism(include_true):
 
 def test_corrected_loss_is_unbiased_exactly():
     """F (F^-1 l) = l: the expectation over noisy labels, computed rather than drawn."""
-    confusion = symmetric(np.arange(40) % 4, 0.3, 4, seed=1, include_true=True).confusion
+    confusion = symmetric(np.arange(40) % 4, 4, rate=0.3, seed=1, include_true=True).confusion
     losses = torch.tensor([0.3, 2.0, 0.1, 5.0], dtype=torch.float64)
     assert torch.allclose(confusion @ (inverse_confusion(confusion) @ losses), losses, rtol=1e-13)
 
@@ -120,7 +121,7 @@ def test_corrected_loss_is_unbiased_exactly():
 def test_seed_and_global_generator():
     clean = torch.arange(50) % 5
     before = torch.get_rng_state()
-    a, b, c = (symmetric(clean, 0.4, 5, seed=s).labels for s in (0, 0, 1))
+    a, b, c = (symmetric(clean, 5, rate=0.4, seed=s).labels for s in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert torch.equal(torch.get_rng_state(), before)
@@ -140,4 +141,4 @@ def test_seed_and_global_generator():
 ])
 def test_bad_input(y, rate, classes, end):
     with pytest.raises(InputError, match=ends(end)):
-        symmetric(y, rate, classes, seed=0)
+        symmetric(y, classes, rate=rate)

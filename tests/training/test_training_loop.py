@@ -39,7 +39,7 @@ def test_order_inside_a_step(net, train, settings):
     calls = []
 
     class Loss(TrainLoss):
-        def draw(self, batch, generator=None):
+        def draw(self, batch, generator=None, model=None):
             calls.append("draw")
             return batch
 

@@ -2,32 +2,13 @@
 
 import pytest
 import torch
+from quadratic import Quadratic
 from torch import nn
 
 from genmeasure.training.probes.here import Here
 from genmeasure.training.probes.noise import Noise
 from genmeasure.training.probes.uphill import Uphill, ascent
 from genmeasure.training.statistics import frozen_statistics
-
-
-class Quadratic(nn.Module):
-    """f(W) = W' A W / 2 + b' W."""
-
-    def __init__(self, size=5):
-        super().__init__()
-        g = torch.Generator().manual_seed(3)
-        root = torch.randn(size, size, generator=g, dtype=torch.float64)
-        self.matrix, self.slope = root + root.T, torch.randn(size, generator=g, dtype=torch.float64)
-        self.weight = nn.Parameter(torch.randn(size, generator=g, dtype=torch.float64))
-        self.unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
-        self.seen = []
-
-    def forward(self):
-        self.seen.append(self.weight.detach().clone())
-        return 0.5 * self.weight @ self.matrix @ self.weight + self.slope @ self.weight
-
-    def gradient(self, at):
-        return self.matrix @ at + self.slope
 
 
 def test_uphill_is_the_gradient_at_distance_rho():

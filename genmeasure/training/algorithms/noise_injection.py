@@ -5,9 +5,16 @@ from __future__ import annotations
 from genmeasure.registry import algorithm
 from genmeasure.training.algorithm import Algorithm
 from genmeasure.training.probes.noise import Noise
+from genmeasure.training.probes.noise_over_time import over_time
 
 
 @algorithm("noise-injection", source="Zhang, Li, Ju 2024, arXiv:2306.08553 (baseline WP-SGD)")
-def noise_injection(*, sigma: float = 0.01, draws: int = 1) -> Algorithm:
-    """The mean gradient over W + U_j, U_j ~ N(0, sigma² I), j = 1..draws; sigma is in units of weight."""
-    return Algorithm(probe=Noise(sigma, draws))
+def noise_injection(*, sigma: float = 0.01, draws: int = 1, lam: float = 0.0, distribution: str = "normal",
+                    schedule: str = "constant", momentum: float = 0.0, statistics: str = "clean") -> Algorithm:
+    """The mean gradient over W + U_j, U_j ~ N(0, sigma² I), j = 1..draws; sigma is in units of weight.
+
+    lam: weight of the gradient at W itself, below 1. distribution: "normal", "laplace", "uniform", "binomial" or
+    "rademacher". schedule: of sigma over the epochs, "constant", "linear" or "log-linear". momentum: of the noise.
+    statistics: running ones are those of W ("clean", one more forward pass) or of W + U_1 ("moved").
+    """
+    return Algorithm(probe=over_time(Noise(sigma, draws, False, lam, distribution, statistics), schedule, momentum))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,26 +10,42 @@ import torch
 from torch import Tensor, nn
 
 from genmeasure.errors import InputError, unknown
+from genmeasure.training.constraints.projections import (
+    clip_scale,
+    frobenius,
+    project_rows,
+    project_to_ball,
+    rescale_rows,
+    row_sums,
+)
 from genmeasure.training.context import Context, unwrapped
+from genmeasure.training.groups import by_layer, check_schedule, layer_weights, output_dimension
 from genmeasure.training.pieces import Constraint, Recipe
 
 HEAD_CENTERS = ("zero", "start")
+RELATIVE_TO = ("start", "plain")
+NORMS: dict[str, Callable[..., Tensor]] = {"frobenius": frobenius, "mars": row_sums, "l1-row": row_sums}
+ROW_PROJECTIONS = {"mars": rescale_rows, "l1-row": project_rows}
 
 
 @dataclass(frozen=True)
 class LayerBalls(Recipe[Constraint]):
-    """‖W_i - W_i,start‖_F <= radius * growth^(i-1) for the weight tensors i = 1, 2, … of the extractor.
+    """‖W_i - W_i,start‖ <= radius * growth^(i-1) for the layers i = 1, 2, … of the extractor.
 
-    Constraint of Li, Zhang 2021, arXiv:2111.04578 (geometric radii) and Ju, Li, Zhang 2022, arXiv:2206.02659,
-    Algorithm 1. A layer is a tensor with two or more dimensions; i counts them in registration order. Biases and other
-    one-dimensional tensors are free; `Projection.report` says what applies to each tensor.
+    Constraint of Li, Zhang 2021, arXiv:2111.04578 (geometric radii), Ju, Li, Zhang 2022, arXiv:2206.02659, Algorithm 1,
+    and, with one radius for all, Gouk, Hospedales, Pontil 2021, arXiv:2002.08253. A layer is a weight as in
+    `groups.layer_weights`; biases, embeddings, normalisation layers and other tensors are free, unless a key of
+    `radius` fits one with two or more dimensions. `Projection.report` says what applies to each tensor.
 
-    radius: in units of weight; 0 freezes a layer at its start. A mapping gives each layer its own: its keys are
-    parameter names, module names or patterns such as "layer4.*", the first that fits counts, and layers that none
-    fits are free. growth: factor from one layer to the next, above 0; goes with a single radius.
-    head_radius: for the weights of the head; None leaves it free. head_about: center of the head's ball, "zero" (its
-    start is usually random) or "start".
+    radius: in units of weight; 0 freezes a layer at its start. growth, groups and a mapping in place of one radius: as
+    in `groups.by_layer`. head_radius: for the weights of the head; None leaves it free. head_about: center of the
+    head's ball, "zero" (its start is usually random) or "start".
     batch_norm: also clip every entry of gamma/sqrt(running_var + eps) to within the layer's radius of its start.
+    norm: "frobenius"; "mars", the maximum absolute row sum, by rescaling rows; or "l1-row", the same set, by the
+    nearest point of every row.
+    relative_to: None; "start" multiplies all radii by the norm of the start's layer (for row sums, of each row);
+    "plain" by the norm of the difference to the center of the layer after plain fine-tuning with the same settings,
+    which is carried out first: with a factor below 1, the distances that Li and Zhang fit their radii to.
     """
 
     radius: float | Mapping[str, float] = 1.0
@@ -38,76 +53,96 @@ class LayerBalls(Recipe[Constraint]):
     head_radius: float | None = 8.0
     head_about: str = "zero"
     batch_norm: bool = False
+    groups: str = "layers"
+    norm: str = "frobenius"
+    relative_to: str | None = None
 
     def __post_init__(self):
         radii = [*self.radius.values()] if isinstance(self.radius, Mapping) else [self.radius]
         for radius in (*radii, 0.0 if self.head_radius is None else self.head_radius):
             if not radius >= 0:
                 raise InputError(f"the radius {radius} came; it must be at least 0")
-        if not self.growth > 0:
-            raise InputError(f"growth={self.growth} came; the factor between layers must be above 0")
-        if isinstance(self.radius, Mapping) and self.growth != 1:
-            raise InputError(f"growth={self.growth} came with a radius for each layer; growth goes with a single "
-                             "radius only")
-        if self.head_about not in HEAD_CENTERS:
-            raise unknown("center of the head's ball", self.head_about, HEAD_CENTERS)
+        check_schedule(self.radius, self.growth, self.groups)
+        for what, name, known in (("center of the head's ball", self.head_about, HEAD_CENTERS),
+                                  ("norm of a layer's ball", self.norm, NORMS)):
+            if name not in known:
+                raise unknown(what, name, known)
+        if self.relative_to not in (None, *RELATIVE_TO):
+            raise unknown("unit of the radii", self.relative_to, RELATIVE_TO)
 
     def prepare(self, context: Context) -> Projection:
-        """Raises `InputError` for a key of the mapping that fits no layer, or when nothing at all is constrained."""
-        scales = {f"{prefix}.weight": prefix for prefix, module in context.model.named_modules()
-                  if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None}
-        radii = _Radii(self.radius, self.growth)
+        """Raises `InputError` for a key or groups that fit no layer, when nothing at all is constrained, and for
+        radii relative to plain fine-tuning outside of `fine_tune`."""
+        layers, plain = layer_weights(context.model), self._plain(context)
+        matrices = {**dict.fromkeys(_matrices(context.model) if isinstance(self.radius, Mapping) else ()), **layers}
+        scales = _scales(context.model) if self.batch_norm else {}
+        radii = by_layer(context, self.radius, self.growth, self.groups)
         balls, clips, free = [], [], []
         for name, p in context.model.named_parameters():
-            start, layer = context.start[name], p.ndim >= 2
-            head = layer and context.in_head(name)
-            constrained = layer or (self.batch_norm and name in scales)
-            radius = self.head_radius if head else radii.of(name, layer) if constrained else None
+            radius = self.head_radius if context.in_head(name) else radii.get(name)
             if radius is None or not p.requires_grad:
                 free.append(name)
-            elif head and self.head_about == "zero":
-                balls.append(Ball(name, torch.zeros_like(start), radius, "zero"))
-            elif layer:
-                balls.append(Ball(name, start, radius))
+            elif name in matrices:
+                balls.append(self._ball(context, name, matrices[name], radius, plain))
+            elif name in scales:
+                clips.append(self._clip(context, scales[name], radius, plain))
             else:
-                module = context.model.get_submodule(scales[name])
-                center = start / _deviation(context.start[f"{scales[name]}.running_var"], module.eps)
-                clips.append(Clip(scales[name], center, radius))
-        radii.check(name for name, p in context.model.named_parameters() if p.ndim >= 2)
+                free.append(name)
         if not (balls or clips):
             raise InputError(f"no trainable layer of {type(context.model).__name__} is constrained; give a radius for "
                              "at least one of its weight tensors")
         return Projection(tuple(balls), tuple(clips), tuple(free))
 
+    def _ball(self, context: Context, name: str, module: nn.Module | None, radius: float,
+              plain: Mapping[str, Tensor]) -> Ball:
+        start, about = context.start[name], self.head_about if context.in_head(name) else "start"
+        center = torch.zeros_like(start) if about == "zero" else start
+        outputs = output_dimension(module) if module is not None and self.norm in ROW_PROJECTIONS else 0
+        if self.relative_to == "start":
+            radius = radius * NORMS[self.norm](start, outputs)
+        elif self.relative_to == "plain":
+            radius = radius * NORMS[self.norm](plain[name] - center, outputs).max()
+        return Ball(name, center, _number(radius), about, self.norm, outputs)
 
-class _Radii:
-    """The radius of each tensor, met in registration order."""
+    def _clip(self, context: Context, path: str, radius: float, plain: Mapping[str, Tensor]) -> Clip:
+        eps = context.model.get_submodule(path).eps
+        center = _scale(context.start, path, eps)
+        if self.relative_to == "start":
+            radius = radius * center.abs().max()
+        elif self.relative_to == "plain":
+            radius = radius * (_scale(plain, path, eps) - center).abs().max()
+        return Clip(path, center, _number(radius))
 
-    def __init__(self, radius: float | Mapping[str, float], growth: float):
-        self.radius, self.growth, self.depth = radius, growth, 0
-        self.unused = set(radius) if isinstance(radius, Mapping) else set()
-
-    def of(self, name: str, layer: bool) -> float | None:
-        if not isinstance(self.radius, Mapping):
-            self.depth += layer
-            return self.radius * self.growth ** max(0, self.depth - 1)
-        key = next((k for k in self.radius if name.startswith(f"{k}.") or fnmatch.fnmatchcase(name, k)), None)
-        self.unused.discard(key)
-        return None if key is None else self.radius[key]
-
-    def check(self, layers) -> None:
-        if self.unused:
-            raise unknown("layer", min(self.unused), layers)
+    def _plain(self, context: Context) -> Mapping[str, Tensor]:
+        """Parameters and buffers after plain fine-tuning, or nothing when they are not needed."""
+        if self.relative_to != "plain":
+            return {}
+        if context.reference is None:
+            raise InputError("radii relative to plain fine-tuning came outside of fine_tune, where there is none; give "
+                             "radius={layer: number, …} instead")
+        return {name: tensor.detach().to(context.start[name]) for name, tensor in
+                context.reference().state_dict().items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """‖W - center‖_F <= radius for one weight tensor."""
+    """‖W - center‖ <= radius for one weight tensor, in one of `NORMS`.
+
+    radius: one number, or for row sums one for each row [rows]. outputs: dimension of the weight that counts rows.
+    """
 
     name: str
     center: Tensor
-    radius: float
+    radius: float | Tensor
     about: str = "start"
+    norm: str = "frobenius"
+    outputs: int = 0
+
+    def project(self, weight: Tensor) -> None:
+        if self.norm == "frobenius":
+            project_to_ball(weight, self.center, self.radius)
+        else:
+            ROW_PROJECTIONS[self.norm](weight, self.center, self.radius, self.outputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,40 +167,40 @@ class Projection(Constraint):
         model = unwrapped(model)
         parameters = dict(model.named_parameters())
         for ball in self.balls:
-            project_to_ball(parameters[ball.name], ball.center, ball.radius)
+            ball.project(parameters[ball.name])
         for clip in self.clips:
             module = model.get_submodule(clip.module)
             clip_scale(module.weight, _deviation(module.running_var, module.eps), clip.center, clip.radius)
 
     def report(self) -> list[dict[str, Any]]:
-        """One row per tensor: name, rule ("ball", "clip" or "free"), about ("start", "zero" or ""), radius."""
-        return [*({"name": b.name, "rule": "ball", "about": b.about, "radius": b.radius} for b in self.balls),
+        """One row per tensor: name, rule ("ball", "clip" or "free"), about ("start", "zero" or ""), radius (the
+        largest where rows have their own)."""
+        return [*({"name": b.name, "rule": "ball", "about": b.about, "radius": float(torch.as_tensor(b.radius).max())}
+                  for b in self.balls),
                 *({"name": f"{c.module}.weight", "rule": "clip", "about": "start", "radius": c.radius}
                   for c in self.clips),
                 *({"name": name, "rule": "free", "about": "", "radius": None} for name in self.free)]
 
 
-@torch.no_grad()
-def project_to_ball(weight: Tensor, center: Tensor, radius: float) -> None:
-    """The nearest point in place: W <- C + (W - C) min(1, radius/‖W - C‖_F); radius 0 gives C exactly."""
-    if radius == 0:
-        weight.copy_(center)
-        return
-    difference = weight - center
-    norm = torch.linalg.vector_norm(difference)
-    # weights are stored with rounding: without this allowance a projected tensor would be moved again and again
-    rounding = 8 * torch.finfo(weight.dtype).eps * (radius + torch.linalg.vector_norm(center))
-    weight.copy_(torch.where(norm > radius + rounding, center + difference * (radius / norm), weight))
+def _matrices(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.ndim >= 2}
 
 
-@torch.no_grad()
-def clip_scale(gamma: Tensor, deviation: Tensor, center: Tensor, radius: float) -> None:
-    """gamma in place, so that every entry of gamma/deviation is within radius of center."""
-    scale = gamma / deviation
-    clipped = torch.clamp(scale, center - radius, center + radius)
-    rounding = 8 * torch.finfo(gamma.dtype).eps * (radius + center.abs())
-    gamma.copy_(torch.where((scale - center).abs() > radius + rounding, clipped * deviation, gamma))
+def _scales(model: nn.Module) -> dict[str, str]:
+    """Parameter name of gamma -> path of its normalisation layer, for those with running statistics."""
+    return {f"{path}.weight".removeprefix("."): path for path, module in model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None}
+
+
+def _scale(state: Mapping[str, Tensor], path: str, eps: float) -> Tensor:
+    gamma, variance = (state[f"{path}.{name}".removeprefix(".")] for name in ("weight", "running_var"))
+    return gamma / _deviation(variance, eps)
 
 
 def _deviation(variance: Tensor, eps: float) -> Tensor:
     return (variance + eps).sqrt()
+
+
+def _number(radius: float | Tensor) -> float | Tensor:
+    """One number where there is one, so that no step waits for a device to compare it."""
+    return radius.item() if isinstance(radius, Tensor) and radius.ndim == 0 else radius

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import scipy.special
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from genmeasure.data.batches import Batch, map_tensors
 from genmeasure.errors import InputError
@@ -40,8 +40,8 @@ class MixedCrossEntropy(TrainLoss):
     alpha: float
     classes: int
 
-    def draw(self, batch: Batch, generator: Generator | None = None) -> Batch:
-        """A batch whose targets are distributions over the classes [batch, classes]. generator: on the CPU."""
+    def draw(self, batch: Batch, generator: Generator | None = None, model: nn.Module | None = None) -> Batch:
+        """A batch whose targets are distributions over the classes [batch, classes]."""
         uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
         partners = torch.randperm(len(batch), generator=generator).to(batch.targets.device)
         return mixed(batch, partners, float(scipy.special.betaincinv(self.alpha, self.alpha, uniform)), self.classes)

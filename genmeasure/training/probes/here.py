@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Generator, Tensor, nn
 
-from genmeasure.training.pieces import Probe
+from genmeasure.training.pieces import Objective, Probe
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,5 @@ class Here(Probe):
 
     passes = 1
 
-    def __call__(self, model: nn.Module, loss: Callable[[], Tensor], generator: Generator | None = None) -> Tensor:
-        model.zero_grad(set_to_none=True)
-        value = loss()
-        value.backward()
-        return value.detach()
+    def gradient(self, model: nn.Module, objective: Objective, generator: Generator | None) -> Tensor:
+        return objective.gradient()

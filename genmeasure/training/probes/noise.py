@@ -2,60 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 from torch import Generator, Tensor, nn
 
-from genmeasure.errors import InputError
+from genmeasure.errors import InputError, unknown
 from genmeasure.training.perturbed import perturbed
-from genmeasure.training.pieces import Probe
+from genmeasure.training.pieces import Objective, Probe
+from genmeasure.training.probes.distributions import check_distribution, standard_noise
 from genmeasure.training.statistics import frozen_statistics, has_statistics
+
+STATISTICS = ("clean", "moved")
 
 
 @dataclass(frozen=True)
 class Noise(Probe):
-    """The mean of the gradients at W + U_j, U_j ~ N(0, sigma² I), j = 1..draws, over all trainable weights.
+    """lam grad f(W) + (1 - lam) times the mean of the gradients at W + U_j, j = 1..draws, over all trainable weights.
 
-    sigma: standard deviation, in units of weight, at least 0. two_point: take W - U_j as well, which cancels the
-    noise that is linear in U (noise stability optimisation: Zhang, Li, Ju 2024, arXiv:2306.08553, Algorithm 1).
-    The returned loss is the mean over the moved weights. The gradient at W itself is not used; a model with running
-    statistics costs one more forward pass per step, so that they belong to W.
+    sigma: standard deviation of the noise U_j, in units of weight, at least 0. draws: k of the paper. two_point: take
+    W - U_j as well, which cancels the noise that is linear in U (noise stability optimisation: Zhang, Li, Ju 2024,
+    arXiv:2306.08553, Algorithm 1). lam: weight of the clean gradient, 0 (the paper's algorithm, no clean pass is made)
+    up to below 1; as in the paper's public code. distribution: "normal", "laplace", "uniform", "binomial" or
+    "rademacher", all with mean 0 and standard deviation sigma.
+    statistics: with lam = 0, running statistics are by default "clean", those of W, for which a model that has them
+    pays one more forward pass per step; "moved" takes them from the pass at W + U_1 instead. The returned loss has the
+    same weights as the gradient.
     """
 
     sigma: float = 0.01
     draws: int = 1
     two_point: bool = False
+    lam: float = 0.0
+    distribution: str = "normal"
+    statistics: str = "clean"
 
     def __post_init__(self):
         if not self.sigma >= 0:
             raise InputError(f"sigma={self.sigma} came; a standard deviation must be at least 0")
         if self.draws < 1:
             raise InputError(f"draws={self.draws} came; at least 1 draw is needed for a gradient")
+        if not 0 <= self.lam < 1:
+            raise InputError(f"lam={self.lam} came; the weight of the clean gradient must be at least 0 and below 1, "
+                             "or the gradients at moved weights would not count")
+        check_distribution(self.distribution)
+        if self.statistics not in STATISTICS:
+            raise unknown("source of running statistics", self.statistics, STATISTICS)
 
     @property
     def passes(self) -> int:
-        return self.draws * (2 if self.two_point else 1)
+        return self.draws * len(self.signs) + (self.lam > 0)
 
-    def __call__(self, model: nn.Module, loss: Callable[[], Tensor], generator: Generator | None = None) -> Tensor:
-        model.zero_grad(set_to_none=True)
-        if has_statistics(model):
-            with torch.no_grad():
-                loss()
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        total = 0.0
-        with frozen_statistics(model):
-            for _ in range(self.draws):
-                offsets = gaussian(parameters, self.sigma, generator)
-                for sign in (1.0, -1.0) if self.two_point else (1.0,):
-                    with perturbed(parameters, offsets, sign):
-                        value = loss() / self.passes
-                        value.backward()
-                    total = total + value.detach()
+    @property
+    def signs(self) -> tuple[float, ...]:
+        return (1.0, -1.0) if self.two_point else (1.0,)
+
+    def gradient(self, model: nn.Module, objective: Objective, generator: Generator | None) -> Tensor:
+        parameters = trainable(model)
+        noise = (standard_noise(parameters, self.distribution, generator) for _ in range(self.draws))
+        return self.over(noise, self.sigma, model, objective)
+
+    def over(self, noise: Iterable[Sequence[Tensor]], sigma: float, model: nn.Module, objective: Objective) -> Tensor:
+        """`gradient` for given noise of standard deviation 1, `draws` times a list shaped like the trainable weights,
+        and a standard deviation that may differ from the probe's."""
+        parameters, total = trainable(model), 0.0
+        if self.lam > 0:
+            total = self.lam * objective.gradient(self.lam)
+        elif self.statistics == "clean" and has_statistics(model):
+            objective.value()
+        update = self.lam == 0 and self.statistics == "moved"
+        weight = (1 - self.lam) / (self.draws * len(self.signs))
+        for offsets in noise:
+            for sign in self.signs:
+                statistics = nullcontext() if update else frozen_statistics(model)
+                with statistics, perturbed(parameters, offsets, sign * sigma):
+                    total = total + weight * objective.gradient(weight)
+                update = False
         return total
 
 
-def gaussian(parameters: list[Tensor], sigma: float, generator: Generator | None = None) -> list[Tensor]:
-    """One draw from N(0, sigma² I), shaped like the parameters."""
-    return [sigma * torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device) for p in parameters]
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from genmeasure.errors import InputError
 from genmeasure.training.perturbed import perturbed
-from genmeasure.training.pieces import Probe
+from genmeasure.training.pieces import Objective, Probe
 from genmeasure.training.statistics import frozen_statistics
 
 
@@ -27,23 +27,45 @@ class Uphill(Probe):
     passes = 2
 
     def __post_init__(self):
-        if not self.rho >= 0:
-            raise InputError(f"rho={self.rho} came; the length of the perturbation must be at least 0")
+        check_rho(self.rho)
 
-    def __call__(self, model: nn.Module, loss: Callable[[], Tensor], generator: Generator | None = None) -> Tensor:
-        model.zero_grad(set_to_none=True)
-        value = loss()
-        value.backward()
-        reached = [p for p in model.parameters() if p.grad is not None]
-        offsets = ascent([p.grad for p in reached], self.rho)
-        model.zero_grad(set_to_none=True)
-        with perturbed(reached, offsets), frozen_statistics(model):
-            loss().backward()
-        return value.detach()
+    def gradient(self, model: nn.Module, objective: Objective, generator: Generator | None) -> Tensor:
+        return gradient_uphill(model, objective, lambda weights, gradients: ascent(gradients, self.rho))
 
 
-def ascent(gradients: list[Tensor], rho: float) -> list[Tensor]:
+def check_rho(rho: float) -> None:
+    if not rho >= 0:
+        raise InputError(f"rho={rho} came; the length of the perturbation must be at least 0")
+
+
+def gradient_uphill(model: nn.Module, objective: Objective,
+                    step: Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]) -> Tensor:
+    """Fill `.grad` with the gradient at w + step(w, g), g the gradient at w; return the loss at w. The step gets the
+    weights that the loss reaches and their gradients."""
+    value = objective.gradient()
+    reached, gradients = taken(model)
+    with torch.no_grad():
+        offsets = step(reached, gradients)
+    with perturbed(reached, offsets), frozen_statistics(model):
+        objective.gradient()
+    return value
+
+
+def taken(model: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
+    """The parameters that have a gradient, and their gradients, which are removed from the model."""
+    reached = [p for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in reached]
+    model.zero_grad(set_to_none=True)
+    return reached, gradients
+
+
+def ascent(gradients: Sequence[Tensor], rho: float) -> list[Tensor]:
     """rho g/‖g‖_2 with one norm over all tensors; zero where the gradient is zero."""
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-    factor = torch.where(norm > 0, rho / norm, 0.0)
+    factor = over_norm(rho, gradients)
     return [g * factor for g in gradients]
+
+
+def over_norm(length: float, tensors: Sequence[Tensor]) -> Tensor:
+    """length/‖tensors‖_2 with one norm over all of them; zero where they are zero."""
+    norm = nn.utils.get_total_norm(tensors)
+    return torch.where(norm > 0, length / norm, 0.0)

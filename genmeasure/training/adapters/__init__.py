@@ -1,0 +1,1 @@
+"""Factors trained in place of the weights."""
