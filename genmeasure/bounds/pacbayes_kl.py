@@ -182,14 +182,23 @@ def drawn_error(subject: Subject, posterior: Posterior, *, draws: int, draw_size
     parts = sum(math.ceil(length / draw_size) for length in subject.train.lengths)
     passes = math.ceil(draws / parts)
 
+    begins = torch.tensor([0, *subject.train.lengths]).cumsum(0)
+    piece_of = torch.cat([torch.arange(length) // draw_size for length in subject.train.lengths])  # within its batch
+    _, group = torch.stack([torch.searchsorted(begins, torch.arange(subject.train.size), right=True),
+                            piece_of]).unique(dim=1, return_inverse=True)
+
     def one(batch: Batch, number: int) -> Tensor:
         found = []
-        for part, piece in enumerate(batch.split(draw_size)):
-            noise = generator("posterior", seed, number, batch.index, part)
-            found.append(errors(subject, noisy(subject, tensors, posterior.sigmas, noise), piece).sum())
-        return torch.stack([torch.stack(found).sum(), torch.stack(found).square().sum()])
-    sums = [subject.engine.batch_sums(lambda b, i=i: one(b, i), subject.train).sum(0) for i in range(passes)]
-    total, squares = torch.stack(sums).sum(0).tolist()
+        for piece in piece_of[batch.rows].unique().tolist():
+            noise = generator("posterior", seed, number, batch.index, piece)
+            mine = batch.select((piece_of[batch.rows] == piece).nonzero().squeeze(1))
+            found.append(errors(subject, noisy(subject, tensors, posterior.sigmas, noise), mine))
+        return torch.cat(found).double()
+    total = squares = 0.0
+    for number in range(passes):
+        wrong = subject.engine.examples(lambda b, i=number: one(b, i), subject.train)
+        sums = torch.zeros(parts, dtype=torch.float64).index_add(0, group, wrong)
+        total, squares = total + sums.sum().item(), squares + sums.square().sum().item()
     n, count = subject.train.size * passes, parts * passes
     scatter = max(squares - total**2 / count, 0.0) * count / max(1, count - 1)
     return Drawn(Estimate(total / n, math.sqrt(scatter) / n, count), min(draw_size, max(subject.train.lengths)) / n)
