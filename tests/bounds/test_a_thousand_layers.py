@@ -59,7 +59,7 @@ def residual():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(*(Block() for _ in range(500)), nn.Linear(3, 3))
-        start = {k: v + 1e-3 * torch.randn(v.shape) for k, v in net.state_dict().items()}
+        start = {k: v + 1e-3 * torch.randn(v.shape) if k.endswith("weight") else v for k, v in net.state_dict().items()}
         x, more = torch.randn(10, 3), torch.randn(6, 3)
     return gm.subject(net, start, Batches.from_arrays(x, net(x).argmax(1)),
                       Batches.from_arrays(more, net(more).argmax(1)), device="cpu")
