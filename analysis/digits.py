@@ -11,7 +11,7 @@ from genmeasure.study import everything
 from genmeasure.subject import SubjectFiles
 
 SEEDS = 4
-BY, CLUSTER = "noise", ("method", "noise")
+BY, CLUSTER, AXES = "noise", ("method", "noise"), ("method", "noise")
 REQUESTS = everything()
 
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,8 @@ def demo(arguments: argparse.Namespace) -> int:
     subjects = make_checkpoints(out, seeds=arguments.checkpoint_seeds, device=arguments.device, engine=engine)
     affordable = [r for r in requests(None, arguments.seed) if not r.member.costly]
     readings = run(subjects, affordable, out, study="demo", engine=engine,
-                   provenance={**command(arguments), "by": "noise", "cluster": ["method", "noise"]})
+                   provenance={**command(arguments), "by": "noise", "cluster": ["method", "noise"],
+                               "axes": ["method", "noise"]})
     return finish(readings, out)
 
 
@@ -86,7 +88,7 @@ def run_study(arguments: argparse.Namespace) -> int:
 
     module = load_study(arguments.study)
     engine = LocalEngine(arguments.workers)
-    facts = {"by": getattr(module, "BY", None), "cluster": getattr(module, "CLUSTER", None)}
+    facts = {name: getattr(module, name.upper(), None) for name in ("by", "cluster", "axes", "given")}
     subjects, wanted = subjects_of(module, arguments), seeded(tuple(module.REQUESTS), arguments.seed)
     readings = run(subjects, wanted, arguments.out, study=Path(arguments.study).stem,
                    engine=engine, provenance={**command(arguments), **facts})
@@ -110,7 +112,8 @@ def subjects_of(module: Any, arguments: argparse.Namespace) -> list:
 
 
 def load_study(path: str) -> Any:
-    """A study file: `SUBJECTS()` returns the subjects, `REQUESTS` holds the requests; `BY`, `CLUSTER` are optional."""
+    """A study file: `SUBJECTS()` returns the subjects, `REQUESTS` holds the requests; `BY`, `CLUSTER`, `AXES` and
+    `GIVEN` are optional (see `genmeasure.publish.publish`)."""
     if not Path(path).is_file():
         raise InputError(f"the study {path!r} does not exist; give the path of a Python file")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -344,4 +347,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
+    logging.basicConfig(format="genmeasure: %(message)s")  # warnings of the package go to standard error
     sys.exit(main())

@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.stats
 
 from genmeasure.errors import InputError, unknown
-from genmeasure.report.readings import CHECKPOINT_WIDE, check_labels, groups, subjects, tidy
+from genmeasure.readings import CHECKPOINT_WIDE, check_labels, groups, subjects, tidy
 
 LEAST = 3
 """Fewer checkpoints have no correlation worth a row."""
@@ -50,8 +50,8 @@ def correlate(readings: pd.DataFrame, *, gap: str = "loss-gap", cluster: str | S
     """
     frame = tidy(readings)
     membership = clusters(frame, cluster)
-    gaps = _gaps(frame, gap)
-    table, kinds = _quantities(frame, gap)
+    gaps = gaps_of(frame, gap)
+    table, kinds = quantities_of(frame, gap)
     wanted = groups(frame, None) | (groups(frame, by) if by else {})
     rows = []
     for group, members in wanted.items():
@@ -92,8 +92,8 @@ def relate(values: np.ndarray, gaps: np.ndarray, resample: Resample) -> dict | N
         result["flag"] = "constant quantity" if constant(x) else "constant gap"
         zero = [c for c in COEFFICIENTS if c != "pearson-log" or (x > 0).all()]
         return result | {f"{c}{end}": 0.0 for c in zero for end in ("", "-low", "-high")}
-    result |= _with_interval("spearman", float(scipy.stats.spearmanr(x, g).statistic), spearman(x, g, counts))
-    result |= _with_interval("kendall", float(scipy.stats.kendalltau(x, g).statistic), kendall(x, g, counts))
+    result |= with_interval("spearman", float(scipy.stats.spearmanr(x, g).statistic), spearman(x, g, counts))
+    result |= with_interval("kendall", float(scipy.stats.kendalltau(x, g).statistic), kendall(x, g, counts))
     part = there.copy()
     part[there] = finite
     if finite.sum() < LEAST or constant(x[finite]) or constant(g[finite]):
@@ -104,7 +104,7 @@ def relate(values: np.ndarray, gaps: np.ndarray, resample: Resample) -> dict | N
         scales["pearson-log"] = np.log(x[finite])
     for name, scaled in scales.items():
         point = float(scipy.stats.pearsonr(scaled, g[finite]).statistic)
-        result |= _with_interval(name, point, pearson(scaled, g[finite], resample(part)))
+        result |= with_interval(name, point, pearson(scaled, g[finite], resample(part)))
     return result
 
 
@@ -172,7 +172,14 @@ class Resample:
         return len(np.unique(self.membership[mask]))
 
 
-def _gaps(frame: pd.DataFrame, gap: str) -> pd.Series:
+def redundant(frame: pd.DataFrame) -> pd.Series:
+    """Rows that rank checkpoints as another row does, or are a part of it: the terms of a bound that has a total, and
+    the parabolas beside the trace."""
+    summed = frame["measure"].isin(frame.loc[frame["term"] == "total", "measure"])
+    return (summed & ~frame["term"].isin(["total", "log10"])) | frame["term"].isin(["taylor", "paper"])
+
+
+def gaps_of(frame: pd.DataFrame, gap: str) -> pd.Series:
     rows = frame[(frame["measure"] == "gap") & (frame["error"] == "") & frame["value"].notna()]
     if rows.empty:
         raise InputError("the readings hold no value of the measure 'gap'; expected one for every checkpoint; "
@@ -182,7 +189,7 @@ def _gaps(frame: pd.DataFrame, gap: str) -> pd.Series:
     return rows[rows["term"] == gap].drop_duplicates("subject").set_index("subject")["value"]
 
 
-def _quantities(frame: pd.DataFrame, gap: str) -> tuple[pd.DataFrame, dict]:
+def quantities_of(frame: pd.DataFrame, gap: str) -> tuple[pd.DataFrame, dict]:
     """Values [quantities x subjects], and each quantity's kind."""
     rows = frame[(frame["error"] == "") & frame["layer"].isin(CHECKPOINT_WIDE) & frame["value"].notna()
                  & ~frame["term"].str.startswith(FLAGS) & ~((frame["measure"] == "gap") & (frame["term"] == gap))]
@@ -192,7 +199,7 @@ def _quantities(frame: pd.DataFrame, gap: str) -> tuple[pd.DataFrame, dict]:
     return table, rows.drop_duplicates(KEY).set_index(KEY)["kind"].to_dict()
 
 
-def _with_interval(name: str, point: float, draws: np.ndarray) -> dict[str, float]:
+def with_interval(name: str, point: float, draws: np.ndarray) -> dict[str, float]:
     low, high = percentile_interval(draws)
     return {name: point, f"{name}-low": float(low), f"{name}-high": float(high)}
 

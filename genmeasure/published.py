@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pandas as pd
 
+from genmeasure.readings import label_columns, select, tidy
 from genmeasure.report.numbers import MISSING, number
-from genmeasure.report.readings import label_columns, select, tidy
 
 ROWS = {  # bound and variant -> name and published values (arXiv:2206.02659; ResNet-50, BERT-Base)
     ("pitas2017", "table"): ("Pitas et al. 2017", {"cifar-10": 5.51e10, "cifar-100": 3.13e12}),

@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 
 from genmeasure import published
+from genmeasure.correlate import redundant
 from genmeasure.errors import InputError
+from genmeasure.predictive.power import BASELINE
+from genmeasure.readings import CHECKPOINT_WIDE, groups, select, subjects, tidy, usual_grouping
 from genmeasure.report import markup
-from genmeasure.report.readings import CHECKPOINT_WIDE, groups, select, subjects, tidy, usual_grouping
 
 VALID = 0.1
 """The quadratic approximation holds where it is off by less than this share of the noise stability."""
@@ -186,7 +188,7 @@ def correlation(correlations: pd.DataFrame) -> pd.DataFrame:
     names = {"pearson": "Pearson", "pearson-log": "Pearson (log)", "spearman": "Spearman", "kendall": "Kendall"}
     ends = {"": "", "-low": " low", "-high": " high"}
     frame = correlations.assign(quantity=[quantity(*key) for key in correlations[_KEY].itertuples(index=False)])
-    frame = frame[~_redundant(frame)]
+    frame = frame[~redundant(frame)]
     whole = frame[frame["group"] == "all"].set_index("quantity")
     table = whole[["kind", "n"]].copy()
     for name, shown in names.items():
@@ -198,6 +200,29 @@ def correlation(correlations: pd.DataFrame) -> pd.DataFrame:
             table[f"Kendall, {group}{word}"] = part[f"kendall{end}"].reindex(table.index)
     table["note"] = [_note(row) for _, row in whole.iterrows()]
     return table.sort_values("Kendall", ascending=False, kind="stable").reset_index()
+
+
+def predictive(power: pd.DataFrame) -> pd.DataFrame:
+    """Predictive power of every quantity over the grid of settings, the largest granulated coefficient first.
+
+    power: what `genmeasure.predictive.power.predictive_power` returns. Columns: `quantity` (baselines by their name),
+    `kind`, `n`, `Kendall tau-a`, `granulated`, `psi:AXIS`, `mutual information` and, where known, `sign error, mean`,
+    `sign error, largest` and `partial Spearman`, each statistic with ` low` and ` high`.
+    """
+    names = {"tau-a": "Kendall tau-a", "granulated": "granulated", "mutual-information": "mutual information",
+             "sign-error-mean": "sign error, mean", "sign-error-max": "sign error, largest",
+             "partial": "partial Spearman"}
+    label = [f"baseline: {key[4]}" if key[0] == BASELINE else quantity(*key)
+             for key in power[_KEY].itertuples(index=False)]
+    table = pd.DataFrame({"quantity": label, "kind": power["kind"], "n": power["n"]})
+    for name, shown in names.items():
+        if power[name].notna().any():
+            for end, word in {"": "", "-low": " low", "-high": " high"}.items():
+                table[shown + word] = power[name + end].astype(float)
+            if name == "granulated":
+                for psi in (c for c in power if c.startswith("psi:")):
+                    table[psi] = power[psi].astype(float)
+    return table.sort_values("granulated", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def checkpoints(readings: pd.DataFrame) -> pd.DataFrame:
@@ -225,7 +250,7 @@ def checkpoints(readings: pd.DataFrame) -> pd.DataFrame:
 
 
 def all_tables(readings: pd.DataFrame, correlations: pd.DataFrame | None = None, *, by: str | None = None,
-               classes: int | None = None) -> dict[str, pd.DataFrame]:
+               classes: int | None = None, power: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
     """Every table that these readings can fill, by file name.
 
     by: label by which checkpoints are averaged; None takes `noise` or else `method` where they vary.
@@ -238,6 +263,7 @@ def all_tables(readings: pd.DataFrame, correlations: pd.DataFrame | None = None,
               "noise-stability-published": published_noise_stability(readings, by=by),
               "noise-stability-layers": layer_noise_stability(readings, by=by),
               "correlations": pd.DataFrame() if correlations is None else correlation(correlations),
+              "predictive-power": pd.DataFrame() if power is None else predictive(power),
               "checkpoints": checkpoints(readings)}
     return {name: table for name, table in tables.items() if len(table)}
 
@@ -299,11 +325,6 @@ def _violated(rows: pd.DataFrame) -> str:
     count = checks["subject"].nunique()
     broken = checks[checks["value"] == 0]["term"].str.removeprefix("assumes:").value_counts(sort=False)
     return "; ".join(name if times == count else f"{name} ({times} of {count})" for name, times in broken.items())
-
-
-def _redundant(frame: pd.DataFrame) -> pd.Series:
-    summed = frame["measure"].isin(frame.loc[frame["term"] == "total", "measure"])
-    return (summed & ~frame["term"].isin(["total", "log10"])) | frame["term"].isin(["taylor", "paper"])
 
 
 def _log10(values: pd.Series) -> pd.Series:

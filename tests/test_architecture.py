@@ -16,7 +16,7 @@ ROWS = (  # from the bottom
     {"subject", "predictions", "symbolic", "path_norm", "lipschitz"},
     {"measures", "bounds", "training"},
     {"study", "demo"},
-    {"report", "tables", "published", "plots", "correlate"},
+    {"report", "tables", "published", "plots", "correlate", "predictive", "readings"},
     {"publish", "cli", "__main__", "__init__"},
 )
 HEIGHT = {name: height for height, row in enumerate(ROWS) for name in row}

@@ -63,6 +63,20 @@ def test_comparisons_with_other_tools_keep_the_rows_of_others(tmp_path):
     assert "written: " in printed
 
 
+@pytest.mark.slow
+def test_a_training_step_of_every_algorithm_is_measured(tmp_path):
+    from genmeasure import registry
+    done = subprocess.run([sys.executable, FOLDER / "training.py", "--quick", "--examples", "4", "--repeats", "1",
+                           "--only", "step-of-transformer", "--out", tmp_path], capture_output=True, text=True,
+                          timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "training-cpu.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    check(rows)
+    named = {row["comparison"].split(": ", 1)[1].split(",")[0] for row in rows}
+    assert {member.name for member in registry.algorithm} < named
+
+
 def test_a_comparison_replaces_its_own_rows_only(benchmarks):
     from harness import merged
     old = [{"comparison": text} for text in ("forms: old", "memory: old", "a row of an older script")]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -134,14 +132,6 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
             hits[name] += found[f"{name}-low"] <= value <= found[f"{name}-high"]
     for count in hits.values():
         assert 0.87 <= count / 200 <= 0.99
-
-
-def test_fast_enough():
-    generator = np.random.default_rng(0)
-    frame = table(generator.normal(size=60), **{f"m{k}": generator.normal(size=60) for k in range(150)})
-    start = time.process_time()
-    assert len(correlate(frame, resamples=1000)) == 150
-    assert time.process_time() - start < 15
 
 
 @pytest.mark.parametrize(("change", "words"), [

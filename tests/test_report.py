@@ -9,8 +9,8 @@ from readings_factory import NASTY, one_subject, readings, write_run
 
 from genmeasure.correlate import correlate
 from genmeasure.errors import InputError
+from genmeasure.readings import tidy
 from genmeasure.report import write_report
-from genmeasure.report.readings import tidy
 from genmeasure.report.summary import sentences
 
 

@@ -13,9 +13,10 @@ from readings_factory import CLASSES, SIGMAS, one_subject, readings
 from genmeasure import tables
 from genmeasure.correlate import correlate
 from genmeasure.errors import InputError
+from genmeasure.predictive.power import predictive_power
+from genmeasure.readings import read, tidy
 from genmeasure.report.markup import latex, latex_text, markdown
 from genmeasure.report.numbers import interval, number
-from genmeasure.report.readings import read, tidy
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,16 @@ def test_every_table_is_written_and_read_back(study, tmp_path):
     for path in written:
         if path.suffix == ".tex":
             assert path.read_text(encoding="utf-8").startswith(r"\begin{tabular}{")
+
+
+def test_predictive_power(study):
+    some = study[study["measure"].isin(["gap", "hessian-trace", "ju2022"])]
+    power = predictive_power(some, axes=["method", "noise"], cluster=["method", "noise"], resamples=10)
+    table = tables.all_tables(some, power=power)["predictive-power"]
+    assert table.set_index("quantity").loc["baseline: oracle", "granulated"] == 1
+    assert table["granulated"].is_monotonic_decreasing
+    assert {"psi:method", "psi:noise", "granulated low", "mutual information"} <= set(table)
+    assert "sign error, mean" not in table
 
 
 def test_only_failures_leave_an_empty_value_and_no_zero():

@@ -16,7 +16,7 @@ from genmeasure.plots.layer_noise_stability import layer_noise_stability
 from genmeasure.plots.measure_against_gap import measure_against_gap
 from genmeasure.plots.noise_curves import noise_curves
 from genmeasure.plots.style import save
-from genmeasure.report.readings import select, tidy, usual_grouping
+from genmeasure.readings import select, tidy, usual_grouping
 from genmeasure.tables import layer_noise_stability as layer_tables
 
 __all__ = ["all_plots", "bound_comparison", "hessian_against_noise", "hessian_density", "layer_distances",

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from genmeasure import tables
 from genmeasure.errors import InputError
 from genmeasure.plots.style import COLOURS, WIDTH, figure, styled
-from genmeasure.report.readings import select, tidy
+from genmeasure.readings import select, tidy
 
 LOOKS = {"certificate": ("s", COLOURS[2]), "measure": ("o", COLOURS[0]), "reproduction": ("^", COLOURS[1])}
 

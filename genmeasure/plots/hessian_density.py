@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from genmeasure.errors import InputError
 from genmeasure.plots.style import LINES, WIDTH, colours, figure, styled
-from genmeasure.report.readings import groups, select, tidy
+from genmeasure.readings import groups, select, tidy
 
 POINT = "density@"
 MATRICES = {"hessian-density": "Hessian", "gauss-newton-density": "Gauss-Newton matrix"}

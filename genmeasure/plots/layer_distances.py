@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from genmeasure.errors import InputError
 from genmeasure.plots.style import LINES, MARKERS, WIDTH, colours, figure, styled
-from genmeasure.report.readings import groups, tidy
+from genmeasure.readings import groups, tidy
 from genmeasure.tables import mean
 
 RELATIVE = r"$\|W - W^{(s)}\|_F\,/\,\|W^{(s)}\|_F$"

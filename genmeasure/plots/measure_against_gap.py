@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from genmeasure.correlate import Resample, clusters, percentile_interval, relate
 from genmeasure.errors import InputError
 from genmeasure.plots.style import COLOURS, MARKERS, colours, figure, styled
-from genmeasure.report.readings import levels, select, subjects, tidy
+from genmeasure.readings import levels, select, subjects, tidy
 from genmeasure.tables import quantity
 
 WIDE_RANGE = 20.0

@@ -9,7 +9,7 @@ from matplotlib.ticker import NullFormatter
 
 from genmeasure.errors import InputError
 from genmeasure.plots.style import WIDTH, colours, figure, styled
-from genmeasure.report.readings import groups, select, tidy
+from genmeasure.readings import groups, select, tidy
 from genmeasure.tables import Z
 
 NAMED = 8

@@ -14,8 +14,8 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from genmeasure.errors import InputError
+from genmeasure.readings import read, tidy
 from genmeasure.report.numbers import COMPANIONS, Cell, cells, is_number
-from genmeasure.report.readings import read, tidy
 from genmeasure.report.summary import failures, sentences
 
 TABLES = {
@@ -41,6 +41,12 @@ TABLES = {
     "correlations": ("Correlation with the generalization gap",
                      "Coefficient [95 % bootstrap interval over checkpoints]; positive: the larger the quantity, the "
                      "larger the gap. Kendall is tau-b. All quantities stand in correlations.csv."),
+    "predictive-power": ("Predictive power over the settings",
+                         "Kendall's tau-a over all pairs; granulated: its mean over the pairs that differ in one "
+                         "setting alone (psi: by setting); mutual information of the two orders given the settings, "
+                         "blind to the sign; sign error: share of pairs ranked wrongly, over environments (pairs of "
+                         "settings that differ in one). [95 % bootstrap interval over checkpoints]. Baselines say what "
+                         "is possible: the gap itself (oracle), with noise, its negative, random numbers."),
     "checkpoints": ("Checkpoints", "One row per checkpoint, value ± standard error."),
 }
 AGAINST = ("Each point is a checkpoint. Line: least squares; band and brackets: 95 % bootstrap intervals over "

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from genmeasure import tables  # whole: tables imports this package, and either may come first
+from genmeasure import tables
+from genmeasure.readings import groups, select, subjects, usual_grouping
 from genmeasure.report.numbers import interval, number
-from genmeasure.report.readings import groups, select, subjects, usual_grouping
 
 GAP = "loss-gap"
 RANKED = ("ju2022", "total")

@@ -22,8 +22,9 @@ def dual_t(probabilities: Tensor, labels: Tensor, quantile: float = OUTLIERS) ->
     The product of two matrices with the predicted class between them: P(predicted | true), which is the row of
     probabilities at an anchor of each class (the example that the class is most probable for, those from the quantile
     on left out as outliers), and P(given | predicted), counted. A class that is never predicted has no counts and
-    contributes nothing; rows are normalised again. Raises `InputError` for probabilities that do not fit the labels,
-    and when a row is left with nothing.
+    contributes nothing; rows are normalised again. The recipe suits a model that is sure: one whose probabilities are
+    still those of the noisy labels makes both factors noisy, and the product has the noise twice. Raises `InputError`
+    for probabilities that do not fit the labels, and when a row is left with nothing.
     """
     probabilities, labels = probabilities.detach().double().cpu(), labels.cpu()
     if probabilities.dim() != 2 or len(probabilities) != len(labels):

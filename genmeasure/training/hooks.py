@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from genmeasure.training.context import Context, unwrapped
+from genmeasure.training.context import Context
 from genmeasure.training.pieces import Constraint, Recipe
 
 
@@ -21,5 +21,5 @@ def constrain_steps(optimizer: Optimizer, model: nn.Module, constraint: Constrai
     may be wrapped for several devices.
     """
     if isinstance(constraint, Recipe):
-        constraint = constraint.prepare(Context.of(unwrapped(model), head=head))
+        constraint = constraint.prepare(Context.of(model, head=head))
     return optimizer.register_step_post_hook(lambda optimizer, args, kwargs: constraint(model))

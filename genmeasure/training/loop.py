@@ -4,44 +4,39 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import math
+import re
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
+from genmeasure.checkpoints.match import fingerprint
 from genmeasure.data.batches import Batch, Batches
-from genmeasure.engine import get_device, progress
+from genmeasure.engine import get_device
 from genmeasure.errors import InputError
 from genmeasure.layers import forward
 from genmeasure.training.algorithm import Algorithm, get_algorithm
 from genmeasure.training.averaged import averaged
-from genmeasure.training.context import Context
+from genmeasure.training.context import Context, unwrapped
 from genmeasure.training.evaluate import evaluate, kept_modes, predict
 from genmeasure.training.examples import shuffled_rows, whole
+from genmeasure.training.history import Epoch
+from genmeasure.training.loggers import Logger, ProgressBar, finite
 from genmeasure.training.minibatch import MiniBatch
-from genmeasure.training.optimizers import OPTIMIZERS, learning_rate
-from genmeasure.training.pieces import Objective
+from genmeasure.training.optimizers import build_optimizer
+from genmeasure.training.pieces import Objective, Selection
+from genmeasure.training.precision import Overflow, Precision
 from genmeasure.training.randomness import seeded
+from genmeasure.training.run_folder import BEST, LAST, REFERENCE, RunFolder, described
+from genmeasure.training.schedules import learning_rate
 from genmeasure.training.settings import Settings
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch; numbers count from 1, labels are the given ones, losses are in nats.
-
-    training_loss: mean of the algorithm's loss over the examples of the epoch, without penalty, in training mode and
-    while the weights move. validation_loss, validation_error: cross-entropy and fraction of wrong labels in evaluation
-    mode at the end of the epoch; nan without validation data. seconds: wall clock.
-    """
-
-    number: int
-    training_loss: float
-    validation_loss: float
-    validation_error: float
-    learning_rate: float
-    seconds: float
+from genmeasure.training.state import State
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +45,8 @@ class Result:
 
     model: a new module with the weights of epoch `chosen`, its modules in the modes in which they came. passes:
     forward-backward passes over the training data. algorithm: with its pieces prepared for this run, so that
-    `algorithm.constraint.report()` tells which tensors a constraint applied to. seconds: wall clock.
+    `algorithm.constraint.report()` tells which tensors a constraint applied to. seconds: wall clock of this call.
+    checkpoint: the file with the same weights, in the run's folder.
     """
 
     model: nn.Module
@@ -60,25 +56,40 @@ class Result:
     passes: int
     algorithm: Algorithm
     settings: Settings
+    checkpoint: Path | None = None
 
 
 def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, validation: Batches | None = None, *,
-              settings: Settings | None = None, head: str | None = None, confusion: Tensor | None = None) -> Result:
+              settings: Settings | None = None, head: str | None = None, confusion: Tensor | None = None,
+              folder: str | Path | None = None, facts: Mapping[str, str] | None = None, save_every: int | None = None,
+              loggers: Sequence[Logger] = (), log_every: int | None = None) -> Result:
     """Train a copy of `model`, a classifier that holds the start weights, with `algorithm`.
 
     algorithm: or its registered name, for the defaults. head: path of the module put on for the new task, by default
     the last linear or convolutional module in registration order. confusion: [classes, classes], P(given label | true
-    label) with the true label in rows, for algorithms that correct label noise. The model, its modes and the global
-    random state are left as they were; on one machine's CPU the same settings give the same weights bit for bit.
-    Raises `InputError` for data or facts that do not fit, and when training diverges.
+    label) with the true label in rows, for algorithms that correct label noise.
+    folder: where figures, checkpoints and the state of the run are kept (`run_folder.RunFolder`); None writes nothing.
+    The same call goes on where a run in its folder was broken off, to the same weights bit for bit, and only reads
+    them where it is complete. save_every: steps after which the state is saved, besides the end of each epoch.
+    facts: text that goes into the checkpoints' metadata. loggers: each is called with a record of every epoch, and of
+    every `log_every`-th step.
+    The model, its modes and the global random state are left as they were; on one machine's CPU the same settings give
+    the same weights bit for bit. Raises `InputError` for data or facts that do not fit, for a folder of another run,
+    and when training diverges.
     """
     began = time.perf_counter()
     settings = settings or Settings()
     algorithm = get_algorithm(algorithm)
+    model = unwrapped(model)
     selection = algorithm.selection or settings.selection
-    if validation is None and selection.uses_validation:
+    if validation is None and (selection.uses_validation or settings.schedule == "plateau"):
         raise InputError("an epoch is to be chosen by its validation figures, but no validation data came; pass "
-                         "validation=… or select='last'")
+                         "validation=… or select='last'" if selection.uses_validation else
+                         "schedule='plateau' follows validation figures, but no validation data came; pass "
+                         "validation=… or another schedule")
+    for name, value in (("save_every", save_every), ("log_every", log_every)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} came; it must be at least 1 step")
     device = get_device(settings.device)
     with seeded(settings.seed, device):
         trained = copy.deepcopy(model).to(device)
@@ -89,80 +100,200 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
 
         @functools.cache
         def reference() -> nn.Module:
-            return fine_tune(model, "plain", train, validation, settings=settings, head=head).model
-        ready = algorithm.prepare(Context.of(trained, classes=classes, head=head, confusion=confusion,
-                                             examples=examples, epochs=settings.epochs, reference=reference,
-                                             settings=settings))
-        history, chosen = _run(trained, ready, examples, validation, selection, settings)
+            return fine_tune(model, "plain", train, validation, settings=settings, head=head,
+                             folder=None if folder is None else Path(folder) / REFERENCE, facts=facts,
+                             save_every=save_every).model
+        context = Context.of(trained, classes=classes, head=head, confusion=confusion, examples=examples,
+                             epochs=settings.epochs, reference=reference, settings=settings)
+        kept = None
+        if folder is not None:
+            kept = RunFolder(folder, identity(context, algorithm, train, validation, device), facts)
+            kept.open()
+        ready = algorithm.prepare(context)
+        if settings.accumulate > 1 and not ready.loss.divisible:
+            raise InputError(f"accumulate={settings.accumulate} came with {type(ready.loss).__name__}, whose loss of "
+                             "one example depends on the others of its batch; use accumulate=1")
+        log = [*([] if kept is None else [kept.metrics]), *loggers]
+        run = Run(trained, ready, context, validation, selection, kept, save_every, log, log_every)
+        run.carry_out()
     trained.zero_grad(set_to_none=True)
+    history = tuple(run.state.history)
     passes = len(history) * (ready.probe.passes + ready.loss.passes)
-    return Result(trained, history, chosen, time.perf_counter() - began, passes, ready, settings)
+    return Result(trained, history, selection.chosen(history), time.perf_counter() - began, passes, ready, settings,
+                  run.outcome)
 
 
-def _run(model, algorithm, examples, validation, selection, settings) -> tuple[tuple[Epoch, ...], int]:
-    order = torch.Generator().manual_seed(settings.seed)
-    if algorithm.adapter is not None:
-        algorithm.adapter.attach(model, torch.Generator().manual_seed(settings.seed))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = OPTIMIZERS[settings.optimizer](parameters, settings)
-    noise = torch.Generator(parameters[0].device).manual_seed(settings.seed)
-    history: list[Epoch] = []
-    kept = None
-    with kept_modes(model):
-        model.train()
-        for number in progress(range(1, settings.epochs + 1), "epochs", settings.epochs):
-            began = time.perf_counter()
-            rate = _rate(algorithm, number, settings)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = _epoch(number, model, algorithm, examples, optimizer, settings.batch_size, order, noise)
-            if not (math.isfinite(loss) and all(bool(p.isfinite().all()) for p in parameters)):
-                raise InputError(f"training diverged in epoch {number}: the training loss was {loss:.3g} at the "
-                                 f"learning rate {rate:g}; use a smaller learning rate")
-            with averaged(model, algorithm.average, examples, settings.batch_size):
-                figures = (math.nan, math.nan) if validation is None else evaluate(model, validation)
-                history.append(Epoch(number, loss, *figures, rate, time.perf_counter() - began))
-                if selection.uses_validation and selection.chosen(history) == number:
-                    kept = copy.deepcopy(model.state_dict())
-            if selection.stop(history):
-                break
-        if kept is None:
-            with averaged(model, algorithm.average, examples, settings.batch_size):
-                kept = copy.deepcopy(model.state_dict())
-    model.load_state_dict(kept)
-    if algorithm.adapter is not None:
-        algorithm.adapter.merge(model)
-    return tuple(history), selection.chosen(history)
+def identity(context: Context, algorithm: Algorithm, train: Batches, validation: Batches | None,
+             device: torch.device) -> dict[str, Any]:
+    """Plain values that tell runs apart."""
+    structure = re.sub("0x[0-9a-f]+", "", str(context.model))
+    trainable = [name for name, p in context.model.named_parameters() if p.requires_grad]
+    return {"start": fingerprint(context.start), "train_data": train.fingerprint,
+            "validation_data": None if validation is None else validation.fingerprint, "head": context.head,
+            "pieces": described(algorithm), "confusion": described(context.confusion),
+            "settings": {**asdict(context.settings), "device": str(device)},
+            "structure": hashlib.sha256(f"{structure} {trainable}".encode()).hexdigest()}
 
 
-def _rate(algorithm: Algorithm, number: int, settings: Settings) -> float:
-    rate = None if algorithm.average is None else algorithm.average.learning_rate(number)
-    return learning_rate(number, settings) if rate is None else rate
+class Run:
+    """One run, from its start or from what its folder holds."""
+
+    def __init__(self, model: nn.Module, algorithm: Algorithm, context: Context, validation: Batches | None,
+                 selection: Selection, folder: RunFolder | None = None, save_every: int | None = None,
+                 loggers: Sequence[Logger] = (), log_every: int | None = None):
+        self.model, self.algorithm, self.validation, self.selection = model, algorithm, validation, selection
+        self.examples, self.settings, self.folder = context.examples, context.settings, folder
+        self.names = tuple(context.start)
+        self.save_every, self.loggers, self.log_every = save_every, loggers, log_every
+        if algorithm.adapter is not None:
+            algorithm.adapter.attach(model, torch.Generator().manual_seed(self.settings.seed))
+        self.optimizer = build_optimizer(model, context, self.settings)
+        self.sample = self.optimizer.param_groups[0]["params"][0]
+        self.precision = Precision(self.settings.precision, self.sample.device)
+        self.state = State(model, algorithm, self.optimizer, self.precision, self.settings.seed)
+        self.weights: Mapping[str, Tensor] = {}
+        self.outcome: Path | None = None
+        if folder is not None:
+            self.outcome = folder.path / (BEST if selection.uses_validation else LAST)
+
+    def carry_out(self) -> None:
+        """Leaves the model with the weights of the chosen epoch."""
+        self._take_up()
+        bar = ProgressBar(self.settings.epochs * len(self._batches()[0]), self.state.steps)
+        try:
+            with kept_modes(self.model):
+                self.model.train()
+                while not self._over():
+                    self._epoch(bar)
+                    self._close_epoch()
+        finally:
+            bar.close()
+        if self.algorithm.adapter is not None:
+            self.algorithm.adapter.merge(self.model)
+        self.model.load_state_dict(self.weights)
+
+    def _take_up(self) -> None:
+        saved = None if self.folder is None else self.folder.load()
+        if self.folder is not None:
+            self.folder.metrics.keep(0 if saved is None else saved[1]["steps"])
+        if saved is not None:
+            self.state.load(*saved)
+        if self.state.history:
+            self.weights = self.folder.weights(self.outcome.name)
+
+    def _over(self) -> bool:
+        history = self.state.history
+        return bool(history) and (len(history) == self.settings.epochs or self.selection.stop(history))
+
+    def _batches(self) -> tuple[list[Tensor], Tensor]:
+        """Rows of the minibatches of the present epoch, and the state of the generator once it has drawn them."""
+        generator = torch.Generator()
+        generator.set_state(self.state.order_before)
+        batches = list(shuffled_rows(len(self.examples), self.settings.batch_size, generator))
+        return batches, generator.get_state()
+
+    def _epoch(self, bar: ProgressBar) -> None:
+        """The steps of the present epoch that are left."""
+        state, algorithm, settings = self.state, self.algorithm, self.settings
+        began = time.perf_counter() - state.seconds
+        batches, drawn = self._batches()
+        for piece in algorithm.pieces().values():
+            piece.begin_epoch(state.number, functools.partial(predict, self.model, self.examples, settings.batch_size))
+        if state.step == 0:
+            state.order.set_state(drawn)
+        else:  # taken up in the middle: what begin_epoch did to the pieces was done before
+            state.load_pieces()
+            state.load_generators()
+        for rows in batches[state.step:]:
+            self._set_rate(len(batches))
+            batch = self.examples.select(rows).to(self.sample.device, self.sample.dtype)
+            batch = algorithm.loss.draw(batch, state.order, self.model)
+            objective = MiniBatch(self.model, algorithm.loss, batch, self.precision, settings.accumulate)
+            value = step(self.model, algorithm, objective, self.optimizer, state.noise, clip=settings.clip,
+                         precision=self.precision)
+            if value is not None:
+                state.total += len(rows) * value
+                state.counted += len(rows)
+            if algorithm.average is not None:
+                algorithm.average.after_step(self.model, state.number)
+            state.step, state.steps = state.step + 1, state.steps + 1
+            state.seconds = time.perf_counter() - began
+            bar(state.number, state.loss)
+            if self.log_every is not None and state.steps % self.log_every == 0:
+                self._log({"epoch": state.number, "step": state.steps, "learning_rate": self.rate,
+                           "loss": math.nan if value is None else value.item()})
+            if self.folder is not None and self.save_every is not None and state.steps % self.save_every == 0 \
+                    and state.step < len(batches):
+                self.folder.save(state.tensors(), state.facts())
+
+    def _set_rate(self, steps: int) -> None:
+        average, state = self.algorithm.average, self.state
+        rate = None if average is None else average.learning_rate(state.number)
+        self.rate = rate if rate is not None else learning_rate(
+            state.number, self.settings, step=state.step, steps=steps, history=state.history)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * group["factor"]
+
+    def _close_epoch(self) -> None:
+        state, average = self.state, self.algorithm.average
+        began = time.perf_counter()
+        if average is not None:
+            average.after_epoch(self.model, state.number)
+        loss = state.loss()
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if not (math.isfinite(loss) and all(bool(p.isfinite().all()) for p in weights)):
+            raise InputError(f"training diverged in epoch {state.number}: the training loss was {loss:.3g} at the "
+                             f"learning rate {self.rate:g}; use a smaller learning rate")
+        with averaged(self.model, average, self.examples, self.settings.batch_size):
+            figures = (math.nan, math.nan) if self.validation is None else evaluate(self.model, self.validation)
+            seconds = state.seconds + time.perf_counter() - began
+            state.history.append(Epoch(state.number, loss, *figures, self.rate, seconds))
+            chosen = self.selection.chosen(state.history) == state.number
+            present = present_weights(self.model, self.names) if chosen or self.folder is not None else {}
+        if chosen:
+            self.weights = present
+        epoch = state.history[-1]
+        self._log({"epoch": epoch.number, "step": state.steps,
+                   **{name: value for name, value in epoch.record().items() if name != "number"}})
+        state.begin(state.number + 1)
+        if self.folder is not None:
+            facts = {"epoch": epoch.number, "history": [one.record() for one in state.history]}
+            self.folder.checkpoint(LAST, present, facts)
+            if chosen and self.selection.uses_validation:
+                self.folder.checkpoint(BEST, present, facts)
+            self.folder.save(state.tensors(), state.facts())
+
+    def _log(self, record: dict[str, Any]) -> None:
+        for logger in self.loggers:
+            logger(finite(record))
 
 
-def _epoch(number, model, algorithm, examples, optimizer, batch_size, order: Generator, noise: Generator) -> float:
-    """One pass over the examples; their mean loss."""
-    sample = optimizer.param_groups[0]["params"][0]
-    for piece in algorithm.pieces().values():
-        piece.begin_epoch(number, functools.partial(predict, model, examples, batch_size))
-    total = torch.zeros((), dtype=torch.float64 if sample.device.type != "mps" else torch.float32, device=sample.device)
-    for rows in shuffled_rows(len(examples), batch_size, order):
-        batch = algorithm.loss.draw(examples.select(rows).to(sample.device, sample.dtype), order, model)
-        total += len(rows) * step(model, algorithm, MiniBatch(model, algorithm.loss, batch), optimizer, noise)
-        if algorithm.average is not None:
-            algorithm.average.after_step(model, number)
-    if algorithm.average is not None:
-        algorithm.average.after_epoch(model, number)
-    return total.item() / len(examples)
+@torch.no_grad()
+def present_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """A copy of the model's parameters and buffers under the names that they had before an adapter was attached."""
+    owners = {name: name.rpartition(".") for name in names}
+    return {name: getattr(model.get_submodule(owner), last).detach().clone()
+            for name, (owner, _, last) in owners.items()}
 
 
 def step(model: nn.Module, algorithm: Algorithm, objective: Objective, optimizer: torch.optim.Optimizer,
-         generator: Generator | None = None) -> Tensor:
-    """One step of a prepared algorithm on a minibatch; its mean loss, detached."""
-    value = algorithm.probe(model, objective, generator)
-    if algorithm.penalty is not None:
-        algorithm.penalty(model).backward()
-    optimizer.step()
+         generator: Generator | None = None, *, clip: float | None = None,
+         precision: Precision | None = None) -> Tensor | None:
+    """One step of a prepared algorithm on a minibatch; its mean loss, detached, or None for a step that was skipped
+    because gradients in float16 overflowed. clip: upper limit of the gradient's norm. precision: of the objective."""
+    try:
+        value = algorithm.probe(model, objective, generator)
+    except Overflow:
+        value = None
+    else:
+        if algorithm.penalty is not None:
+            algorithm.penalty(model).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
+    if precision is None:
+        optimizer.step()
+    elif not precision.step(optimizer):
+        return None
     if algorithm.constraint is not None:
         algorithm.constraint(model)
     return value

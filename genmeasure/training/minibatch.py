@@ -2,22 +2,78 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from genmeasure.data.batches import Batch
 from genmeasure.layers import forward
 from genmeasure.training.pieces import Objective, TrainLoss
+from genmeasure.training.precision import Precision
 
 
 @dataclass(frozen=True, eq=False)
 class MiniBatch(Objective):
-    """The mean of `loss` over a drawn batch on the model's device."""
+    """The mean of `loss` over a drawn batch on the model's device.
+
+    precision: of the passes. accumulate: parts in which the batch is carried through the network one after the other,
+    each of two examples at least; the gradient is that of the mean over the whole batch.
+    """
 
     model: nn.Module
     loss: TrainLoss
     batch: Batch
+    precision: Precision = field(default_factory=Precision)
+    accumulate: int = 1
 
     def graph(self) -> Tensor:
-        return self.loss(forward(self.model, self.batch), self.batch.targets).mean()
+        return torch.stack([self._share(part) for part in self.parts()]).sum()
+
+    def gradient(self, weight: float = 1.0) -> Tensor:
+        if self.precision.scaler is None:
+            return self._backward(weight)
+        # apart from what is there already, which is not scaled
+        with added(self.model):
+            value = self._backward(weight)
+            self.precision.unscale([p.grad for p in self.model.parameters() if p.grad is not None])
+        return value
+
+    def _backward(self, weight: float) -> Tensor:
+        value = 0.0
+        for part in self.parts():
+            share = self._share(part)
+            self.precision.scale(weight * share).backward()
+            value = value + share.detach()
+        return value
+
+    def parts(self) -> list[Batch]:
+        count = max(1, min(self.accumulate, len(self.batch) // 2))
+        if count == 1:
+            return [self.batch]
+        ends = [len(self.batch) * i // count for i in range(count + 1)]
+        return [self.batch.select(slice(begin, end)) for begin, end in itertools.pairwise(ends)]
+
+    def _share(self, part: Batch) -> Tensor:
+        """What a part adds to the mean over the batch."""
+        with self.precision.autocast():
+            outputs = forward(self.model, part)
+        if self.precision.dtype is not None:
+            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return self.loss(outputs, part.targets).sum() / len(self.batch)
+
+
+@contextmanager
+def added(model: nn.Module) -> Iterator[None]:
+    """Gradients computed inside the block are added to those of before at its end."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    yield
+    for p, old in zip(parameters, before, strict=True):
+        if old is not None:
+            p.grad = old if p.grad is None else old.add_(p.grad)

@@ -13,7 +13,7 @@ from genmeasure.data.batches import Batch
 
 if TYPE_CHECKING:
     from genmeasure.training.context import Context
-    from genmeasure.training.loop import Epoch
+    from genmeasure.training.history import Epoch
 
 P = TypeVar("P")
 
@@ -41,7 +41,8 @@ class Piece:
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` returned, after `prepare`."""
+        """Take up what `state` returned, after `prepare`, each tensor on the device where it was. In a run that goes on
+        in the middle of an epoch, `begin_epoch` comes once more before this."""
 
 
 class Objective(ABC):
@@ -101,10 +102,12 @@ class TrainLoss(Piece, ABC):
     """What is minimised, per example.
 
     passes: forward-backward passes per step that `draw` takes, beyond those of the probe; a forward pass alone is a
-    third.
+    third. divisible: False where an example's loss depends on others of its minibatch, or on those that this process
+    saw before, so that a minibatch can be cut neither into parts nor among processes.
     """
 
     passes: ClassVar[float] = 0
+    divisible: bool = True
 
     def draw(self, batch: Batch, generator: Generator | None = None, model: nn.Module | None = None) -> Batch:
         """What is drawn anew once per step, before all of its passes. generator: on the CPU. model: as it is before
@@ -156,7 +159,8 @@ class Adapter(Piece, ABC):
 
     @abstractmethod
     def attach(self, model: nn.Module, generator: Generator) -> None:
-        """Put trainable factors on the model's weights and freeze the weights; the outputs stay the same."""
+        """Put trainable factors on the model's weights and freeze the weights; the outputs stay the same. Until `merge`
+        the modules' attributes, such as `weight`, are the weights with the factors folded in."""
 
     @abstractmethod
     def merge(self, model: nn.Module) -> None:

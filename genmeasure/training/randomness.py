@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -29,26 +30,24 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             torch.mps.set_rng_state(before)
 
 
+def global_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of the global generators of the CPU and of `device`."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        states["device"] = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    return states
+
+
+def set_global_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Put them back to what `global_state` returned."""
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        module.set_rng_state(states["device"], *([] if device.type == "mps" else [device]))
+
+
 def rewinder(device: torch.device) -> Callable[[], None]:
     """A function that puts the global generators of the CPU and of `device` back to where they are now, so that a pass
     repeats the draws (dropout) of the one before it."""
-    cpu = torch.get_rng_state()
-    module = None if device.type == "cpu" else torch.get_device_module(device)
-    there = None if module is None else _get(module, device)
-
-    def rewind() -> None:
-        torch.set_rng_state(cpu)
-        if module is not None:
-            _set(module, there, device)
-    return rewind
-
-
-def _get(module, device: torch.device) -> torch.Tensor:
-    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
-
-
-def _set(module, state: torch.Tensor, device: torch.device) -> None:
-    if device.type == "mps":
-        module.set_rng_state(state)
-    else:
-        module.set_rng_state(state, device)
+    return functools.partial(set_global_state, global_state(device), device)

@@ -11,7 +11,7 @@ from genmeasure.errors import InputError, unknown
 from genmeasure.training.pieces import Selection
 
 if TYPE_CHECKING:
-    from genmeasure.training.loop import Epoch
+    from genmeasure.training.history import Epoch
 
 CRITERIA = {"loss": "validation_loss", "error": "validation_error"}
 

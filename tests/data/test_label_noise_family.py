@@ -165,7 +165,7 @@ def test_human_labels_follow_their_rows(published):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "wrong"), [("aggre_label", 9.01), ("random_label1", 17.23), ("worse_label", 40.21)])
 def test_cifar10n(kind, wrong):
-    """The rates that Wei et al. 2022, arXiv:2110.12088, Table 1, state in per cent."""
+    """Recorded: per cent of the published labels of Wei et al. 2022, arXiv:2110.12088, that are wrong."""
     try:
         path = manifest.path("cifar10n_labels")
     except InputError as error:

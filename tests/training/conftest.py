@@ -44,6 +44,11 @@ def train():
 
 
 @pytest.fixture(scope="session")
+def few():
+    return digits(0, 64, "few-digits")
+
+
+@pytest.fixture(scope="session")
 def validation():
     return digits(200, 300, "digits-validation")
 

@@ -21,9 +21,10 @@ TO_LEARN = {"bsam": ({}, {"learning_rate": 0.3}),
 """Parameters and settings with which so few steps are enough, where the common ones are not."""
 
 
-def run(net, name, train, validation, settings, confusion, **parameters):
+def run(net, name, train, validation, settings, confusion, parameters=None, **more):
     settings = replace(settings, **INSISTS.get(name, {}))
-    return fine_tune(net, get_algorithm(name, **parameters), train, validation, settings=settings, confusion=confusion)
+    return fine_tune(net, get_algorithm(name, **(parameters or {})), train, validation, settings=settings,
+                     confusion=confusion, **more)
 
 
 def state(model):
@@ -52,9 +53,9 @@ def test_declaration(name):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", NAMES)
-def test_learning_rate_zero_leaves_weights(name, optimizer, net, train, validation, settings, confusion):
-    settings = replace(settings, learning_rate=0.0, optimizer=optimizer, epochs=1, weight_decay=0.01, batch_size=64)
-    result = run(net, name, train, validation, settings, confusion)
+def test_learning_rate_zero_leaves_weights(name, optimizer, net, few, settings, confusion):
+    settings = replace(settings, learning_rate=0.0, optimizer=optimizer, epochs=1, weight_decay=0.01)
+    result = run(net, name, few, few, settings, confusion)
     assert same(dict(net.named_parameters()), dict(result.model.named_parameters()))
 
 
@@ -65,7 +66,7 @@ def test_learns_and_leaves_everything_as_found(name, net, train, validation, set
     torch.manual_seed(5)
     random = torch.get_rng_state()
     parameters, changes = TO_LEARN.get(name, ({}, {}))
-    result = run(net, name, train, validation, replace(settings, **{"epochs": 4, **changes}), confusion, **parameters)
+    result = run(net, name, train, validation, replace(settings, **{"epochs": 4, **changes}), confusion, parameters)
     assert result.history[-1].training_loss < 0.8 * result.history[0].training_loss
     assert result.history[-1].validation_error < 0.5
     assert torch.equal(random, torch.get_rng_state())
@@ -83,6 +84,23 @@ def test_seed_decides_the_weights(name, net, train, validation, settings, confus
     other = state(run(net, name, train, validation, replace(settings, seed=1), confusion).model)
     assert same(first, again)
     assert not same(first, other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resume_in_the_middle_of_an_epoch_gives_the_same_bits(name, net, train, validation, settings, confusion,
+                                                              tmp_path):
+    def stop(record):
+        if record["step"] == 6 and "loss" in record:
+            raise KeyboardInterrupt
+    settings = replace(settings, batch_size=64, epochs=3)  # of three steps each
+    whole = run(net, name, train, validation, settings, confusion)
+    with pytest.raises(KeyboardInterrupt):
+        run(net, name, train, validation, settings, confusion, folder=tmp_path, save_every=5, log_every=1,
+            loggers=[stop])
+    torch.manual_seed(99)
+    resumed = run(net, name, train, validation, settings, confusion, folder=tmp_path)
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+    assert [replace(e, seconds=0.0) for e in whole.history] == [replace(e, seconds=0.0) for e in resumed.history]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -42,7 +42,7 @@ def test_generalized_cross_entropy_lies_between_two_losses():
 
 
 def test_gradient_of_generalized_cross_entropy_is_weighted():
-    """grad L_q = p^q grad CE (Zhang, Sabuncu 2018, section 3.2)."""
+    """grad L_q = p^q grad CE (Zhang, Sabuncu 2018)."""
     outputs = logits().requires_grad_()
     ours, = torch.autograd.grad(GeneralizedCrossEntropy(0.7)(outputs, TARGETS).sum(), outputs)
     plain, = torch.autograd.grad(cross_entropy(outputs, TARGETS).sum(), outputs)

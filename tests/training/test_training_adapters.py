@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from genmeasure.data.batches import Batches
 from genmeasure.errors import InputError
 from genmeasure.training.adapters.deep_product import DeepProduct
 from genmeasure.training.adapters.low_rank import LowRank
+from genmeasure.training.adapters.peft_folder import write_peft
 from genmeasure.training.algorithm import get_algorithm
 from genmeasure.training.context import Context
 from genmeasure.training.loop import fine_tune
@@ -71,18 +73,13 @@ def test_merged_weights_give_the_same_outputs(net, recipe):
 
 
 def test_attention_and_embeddings_of_many_models(torchvision):
-    from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         encoder = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(24, 2))
-        bert = BertForSequenceClassification(BertConfig(
-            vocab_size=16, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
-        gpt2 = GPT2ForSequenceClassification(GPT2Config(vocab_size=16, n_positions=8, n_embd=12, n_layer=1, n_head=2,
-                                                        pad_token_id=0))
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     for model, layers, count, inputs, head in (
             (encoder, "*", 4, torch.randn(2, 3, 8, generator=seeded()), None),
-            (bert, ["*.query", "*.value"], 2, ids, None), (gpt2, "*.attn.c_attn", 1, ids, "score")):
+            (bert(), "*.query,*.value", 2, ids, None), (gpt2(), "*.attn.c_attn", 1, ids, "score")):
         for recipe in (LowRank(2, layers=layers), DeepProduct(layers=layers)):
             model.eval()
             before, names = snapshot(model), list(model.state_dict())
@@ -197,6 +194,67 @@ def test_adapters_with_a_probe_and_an_average(net, train, validation, settings):
     change = (result.model.conv2.weight - net.conv2.weight).detach().flatten(1).double()
     assert torch.linalg.matrix_rank(change, rtol=1e-5) == 2
     assert torch.equal(result.model.conv1.bias, net.conv1.bias)
+
+
+def bert():
+    from transformers import BertConfig, BertForSequenceClassification
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return BertForSequenceClassification(BertConfig(
+            vocab_size=16, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+
+
+def sentences():
+    ids = torch.randint(1, 16, (24, 5), generator=seeded())
+    return Batches([{"input_ids": ids, "labels": ids[:, 0] % 2}])
+
+
+def gpt2():
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return GPT2ForSequenceClassification(GPT2Config(vocab_size=16, n_positions=8, n_embd=12, n_layer=1, n_head=2,
+                                                        pad_token_id=0))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # which peft asks for
+@pytest.mark.parametrize(("build", "head", "layers"), [(bert, "classifier", "*.query,*.value"),
+                                                       (gpt2, "score", "*.c_attn")])
+def test_peft_reads_what_was_written(tmp_path, settings, build, head, layers):
+    from peft import PeftModel
+    start = build()
+    result = fine_tune(start, get_algorithm("lora", rank=3, alpha=6.0, layers=layers), sentences(), head=head,
+                       settings=replace(settings, learning_rate=0.05))
+    folder = write_peft(tmp_path / "adapter", result.algorithm.adapter, result.model, base="start")
+    theirs = PeftModel.from_pretrained(build(), folder).eval()
+    ids = next(iter(sentences())).inputs["input_ids"]
+    with torch.no_grad():
+        expected = result.model.eval()(ids).logits
+        torch.testing.assert_close(theirs(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+        assert (expected - start.eval()(ids).logits).abs().max() > 0.01
+
+
+def test_factors_read_back_are_the_merged_weights(net, tmp_path, train, settings):
+    from genmeasure.checkpoints.formats import adapter, safetensors_file
+    result = fine_tune(net, get_algorithm("lora", rank=2, layers="conv2"), train, settings=settings)
+    folder = write_peft(tmp_path, result.algorithm.adapter, result.model)
+    merged = adapter.read(folder, safetensors_file.read).merged(net.state_dict())
+    for name, p in result.model.named_parameters():
+        torch.testing.assert_close(merged[name], p.detach())
+
+
+def test_what_peft_does_not_know_is_refused(tmp_path):
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(24, 2))
+    adapter = LowRank(2).prepare(Context.of(model))
+    with pytest.raises(InputError) as caught:
+        write_peft(tmp_path / "a", adapter, model)
+    assert str(caught.value).endswith("give result.algorithm.adapter after fine_tune")
+    adapter.attach(model, seeded())
+    adapter.merge(model)
+    with pytest.raises(InputError) as caught:
+        write_peft(tmp_path / "a", adapter, model)
+    assert str(caught.value).endswith("write the merged weights instead")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("make", "end"), [

@@ -13,8 +13,8 @@ from genmeasure.training.algorithm import Algorithm, get_algorithm
 from genmeasure.training.evaluate import evaluate
 from genmeasure.training.examples import shuffled_rows, whole
 from genmeasure.training.loop import Epoch, Settings, fine_tune
-from genmeasure.training.optimizers import learning_rate
 from genmeasure.training.pieces import Constraint, Penalty, TrainLoss
+from genmeasure.training.schedules import learning_rate
 from genmeasure.training.selection import BestValidation, LastEpoch
 
 

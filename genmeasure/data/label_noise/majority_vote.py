@@ -17,7 +17,7 @@ from genmeasure.registry import label_noise
 ABSTAINED = -1
 
 
-@label_noise("majority-vote", source="Mazzetto et al. 2021, arXiv:2106.10268 (weak sources); Ju, Li, Zhang 2022")
+@label_noise("majority-vote", source="Mazzetto et al. 2021 (weak sources); Ju, Li, Zhang 2022, arXiv:2206.02659")
 def majority_vote(y: Any, classes: int, *, votes: Any, seed: int = 0) -> NoisyLabels:
     """Replace every label by the class that most weak sources vote for.
 

@@ -60,11 +60,11 @@ class FactorAdapter(Adapter, ABC):
 
 def chosen_weights(context: Context, patterns: str | Sequence[str]) -> list[str]:
     """The names of the weights outside of the head that factors go on: of linear, convolutional and attention layers
-    that require gradients and fit one of the patterns, such as "*", "layer4.*" or "*.query".
+    that require gradients and fit one of the patterns, such as "*", "layer4.*" or "*.query,*.value".
 
     A pattern fits the name of a parameter or of its module. Raises `InputError` when nothing fits.
     """
-    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    patterns = patterns.split(",") if isinstance(patterns, str) else list(patterns)
     parameters = dict(context.model.named_parameters())
     able = [name for name, module in layer_weights(context.model).items()
             if not (context.in_head(name) or isinstance(module, nn.RNNBase)) and parameters[name].requires_grad]

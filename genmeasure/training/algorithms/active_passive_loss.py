@@ -8,7 +8,7 @@ from genmeasure.training.losses.active_passive import ActivePassive
 from genmeasure.training.losses.symmetric_cross_entropy import LOG_ZERO
 
 
-@algorithm("active-passive-loss", source="Ma et al. 2020, arXiv:2006.13554, sections 3 and 4")
+@algorithm("active-passive-loss", source="Ma et al. 2020, arXiv:2006.13554")
 def active_passive_loss(*, alpha: float = 1.0, beta: float = 1.0, passive: str = "reverse-cross-entropy",
                         log_zero: float = LOG_ZERO) -> Algorithm:
     """Minimises alpha times normalised cross-entropy plus beta times a passive loss (APL).

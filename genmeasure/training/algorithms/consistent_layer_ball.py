@@ -12,11 +12,13 @@ from genmeasure.training.losses.consistent import Consistent
 
 @algorithm("consistent-layer-ball", source="Ju, Li, Zhang 2022, arXiv:2206.02659, Algorithm 1")
 def consistent_layer_ball(*, radius: float | Mapping[str, float] = 1.0, growth: float = 1.0,
-                          head_radius: float | None = 8.0, head_about: str = "zero", floor: float | None = None,
-                          correction: str = "backward", confusion: str = "given") -> Algorithm:
+                          head_radius: float | None = 8.0, head_about: str = "zero", groups: str = "layers",
+                          floor: float | None = None, correction: str = "backward",
+                          confusion: str = "given") -> Algorithm:
     """The consistent loss under layer-wise distance constraints, which Ju, Li, Zhang propose for noisy labels.
 
-    radius, growth, head_radius, head_about: as `layer-ball`. floor, correction, confusion: as `consistent-loss`.
+    radius, growth, head_radius, head_about, groups: as `layer-ball`. floor, correction, confusion: as
+    `consistent-loss`.
     """
     return Algorithm(loss=Consistent(floor, correction, confusion),
-                     constraint=LayerBalls(radius, growth, head_radius, head_about))
+                     constraint=LayerBalls(radius, growth, head_radius, head_about, groups=groups))

@@ -7,7 +7,7 @@ from genmeasure.training.algorithm import Algorithm
 from genmeasure.training.losses.early_learning import EarlyLearning
 
 
-@algorithm("early-learning-regularization", source="Liu et al. 2020, arXiv:2007.00151, section 4")
+@algorithm("early-learning-regularization", source="Liu et al. 2020, arXiv:2007.00151")
 def early_learning_regularization(*, strength: float = 3.0, momentum: float = 0.7) -> Algorithm:
     """Adds strength * ln(1 - <p, t>) to the cross-entropy (ELR), t a running average of the example's predictions."""
     return Algorithm(loss=EarlyLearning(strength, momentum))

@@ -7,7 +7,7 @@ from genmeasure.training.algorithm import Algorithm
 from genmeasure.training.losses.generalized_jensen_shannon import GeneralizedJensenShannon
 
 
-@algorithm("generalized-jensen-shannon", source="Englesson, Azizpour 2021, arXiv:2105.04522, section 3")
+@algorithm("generalized-jensen-shannon", source="Englesson, Azizpour 2021, arXiv:2105.04522")
 def generalized_jensen_shannon(*, label_weight: float = 0.5, views: int = 1, sigma: float = 0.0) -> Algorithm:
     """Minimises the Jensen-Shannon divergence of label and predictions (JS for one view of an input, else GJS).
 

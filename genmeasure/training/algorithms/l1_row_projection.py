@@ -7,7 +7,7 @@ from genmeasure.training.algorithm import Algorithm
 from genmeasure.training.constraints.layer_balls import LayerBalls
 
 
-@algorithm("l1-row-projection", source="Duchi et al. 2008, doi:10.1145/1390156.1390191, Figure 1, for the constraint "
+@algorithm("l1-row-projection", source="Duchi et al. 2008, doi:10.1145/1390156.1390191, for the constraint "
                                        "of Gouk, Hospedales, Pontil 2021, arXiv:2002.08253")
 def l1_row_projection(*, radius: float = 6.6, head_radius: float | None = 7.6, head_about: str = "zero",
                       batch_norm: bool = True) -> Algorithm:

@@ -13,7 +13,7 @@ from genmeasure.training.algorithm import Algorithm
 def lora(*, rank: int = 8, alpha: float = 8.0, layers: str | Sequence[str] = "*") -> Algorithm:
     """Trains W + (alpha/rank) B A through its factors, and the head in full; merged into plain weights afterwards.
 
-    rank: columns of B and rows of A. layers: pattern or patterns, such as "layer4.*" or "*.query", of the linear,
-    convolutional and attention layers that get factors; everything else outside of the head is frozen.
+    rank: columns of B and rows of A. layers: pattern or patterns, such as "layer4.*" or "*.query,*.value", of the
+    linear, convolutional and attention layers that get factors; everything else outside of the head is frozen.
     """
     return Algorithm(adapter=LowRank(rank, alpha, layers))

@@ -12,7 +12,8 @@ from genmeasure.training.losses.self_labeling import SelfLabeling
 def self_labeling(*, threshold: float = 0.9, correct_from: int = 10, reweight_from: int = 5, temperature: float = 2.0,
                   correction: bool = True, reweighting: bool = True, normalization: str = "batch",
                   averaging: float = 0.0, limit: float = 1.0, radius: float | None = 8.0, growth: float = 1.0,
-                  head_radius: float | None = 14.0) -> Algorithm:
+                  head_radius: float | None = 14.0,
+                  groups: str = "layers") -> Algorithm:
     """Corrects labels and weights examples by the model's own predictions, with every layer in a ball around its start.
 
     The loss's parameters are those of `SelfLabeling`, the constraint's those of `LayerBalls`; radius=None leaves the
@@ -21,4 +22,5 @@ def self_labeling(*, threshold: float = 0.9, correct_from: int = 10, reweight_fr
     """
     loss = SelfLabeling(threshold, correct_from, reweight_from, temperature, correction, reweighting, normalization,
                         averaging, limit)
-    return Algorithm(loss=loss, constraint=None if radius is None else LayerBalls(radius, growth, head_radius))
+    constraint = None if radius is None else LayerBalls(radius, growth, head_radius, groups=groups)
+    return Algorithm(loss=loss, constraint=constraint)

@@ -18,8 +18,11 @@ def project_to_ball(weight: Tensor, center: Tensor, radius: float) -> None:
         return
     difference = weight - center
     norm = torch.linalg.vector_norm(difference)
-    allowed = radius + rounding(weight) * (radius + torch.linalg.vector_norm(center))
-    weight.copy_(torch.where(norm > allowed, center + difference * (radius / norm), weight))
+    beyond = norm > radius + rounding(weight) * (radius + torch.linalg.vector_norm(center))
+    if _known_to_be_inside(beyond):
+        return
+    moved = difference.mul_(radius / norm).add_(center)
+    weight.copy_(moved if beyond.device.type == "cpu" else torch.where(beyond, moved, weight))
 
 
 @torch.no_grad()
@@ -29,39 +32,60 @@ def rescale_rows(weight: Tensor, center: Tensor, radius: float | Tensor, outputs
     The projection of Gouk, Hospedales, Pontil 2021, arXiv:2002.08253: it lands on the boundary, yet is not the nearest
     point (`project_rows` is). radius: one number or one for each row [rows]. outputs: the dimension that counts rows.
     """
-    def shrink(difference: Tensor, radius: Tensor, sums: Tensor) -> Tensor:
-        return difference * (radius / sums)
-    _by_row(weight, center, radius, outputs, shrink)
+    _by_row(weight, center, radius, outputs, lambda difference, radius, sums: difference.mul_(radius / sums))
 
 
 @torch.no_grad()
 def project_rows(weight: Tensor, center: Tensor, radius: float | Tensor, outputs: int = 0) -> None:
     """The nearest point with ‖T_r‖_1 <= radius in every row r, by soft thresholding.
 
-    Duchi et al. 2008, "Efficient projections onto the l1-ball for learning in high dimensions", Figure 1. Parameters
-    as in `rescale_rows`.
+    Duchi et al. 2008, "Efficient projections onto the l1-ball for learning in high dimensions", section 4; the
+    threshold is found as by Michelot 1986, "A finite algorithm for finding the projection of a point onto the canonical
+    simplex of R^n". Costs several times as much as `rescale_rows`. Parameters as there.
     """
     _by_row(weight, center, radius, outputs, _soft_threshold)
 
 
 def _soft_threshold(difference: Tensor, radius: Tensor, sums: Tensor) -> Tensor:
-    """sign(t) max(|t| - theta, 0) with theta the mean excess of the rho largest entries."""
-    ordered = difference.abs().sort(dim=1, descending=True).values
-    excess = (ordered.cumsum(1) - radius) / torch.arange(1, ordered.shape[1] + 1, device=ordered.device,
-                                                         dtype=ordered.dtype)
-    kept = (ordered > excess).sum(1, keepdim=True).clamp(min=1)
-    return difference.sign() * (difference.abs() - excess.gather(1, kept - 1)).clamp(min=0)
+    """sign(t) max(|t| - theta, 0); theta is the mean excess of the entries larger than theta, found by leaving out
+    those that are not until none is left to leave out."""
+    size = difference.abs()
+    count = torch.full_like(sums, size.shape[1])
+    theta = (sums - radius) / count
+    while True:
+        kept = size > theta
+        fewer = kept.sum(1, keepdim=True).to(count)
+        if not (fewer < count).any():
+            near = difference.sign() * (size - theta).clamp_(min=0)
+            # the rounding of theta is as large as the excess that was taken off
+            return near.mul_(radius / torch.linalg.vector_norm(near, 1, 1, keepdim=True))
+        theta, count = ((size * kept).sum(1, keepdim=True) - radius) / fewer, torch.minimum(fewer, count)
 
 
 def _by_row(weight: Tensor, center: Tensor, radius: float | Tensor, outputs: int, project) -> None:
+    """project: (differences [n, rest], radius [n, 1], sums [n, 1]) -> differences within the radius."""
+    if not isinstance(radius, Tensor) and radius == 0:
+        weight.copy_(center)
+        return
+    own_radii = isinstance(radius, Tensor)
     rows, centers = _rows(weight, outputs), _rows(center, outputs)
     difference = rows - centers
     radius = torch.as_tensor(radius, dtype=rows.dtype, device=rows.device).reshape(-1, 1)
-    sums = difference.abs().sum(1, keepdim=True)
-    allowed = radius + rounding(weight) * (radius + centers.abs().sum(1, keepdim=True))
-    moved = torch.where(sums > allowed, centers + project(difference, radius, sums), rows)
-    moved = torch.where(radius == 0, centers, moved)
+    sums = torch.linalg.vector_norm(difference, 1, 1, keepdim=True)
+    beyond = sums > radius + rounding(weight) * (radius + torch.linalg.vector_norm(centers, 1, 1, keepdim=True))
+    if own_radii:
+        beyond |= radius == 0
+    if _known_to_be_inside(beyond):
+        return
+    moved = torch.where(beyond, project(difference, radius, sums).add_(centers), rows)
+    if own_radii:
+        moved = torch.where(radius == 0, centers, moved)
     weight.copy_(moved.reshape(weight.movedim(outputs, 0).shape).movedim(0, outputs))
+
+
+def _known_to_be_inside(beyond: Tensor) -> bool:
+    """Whether nothing is left to do, where asking costs nothing: an accelerator would have to be waited for."""
+    return beyond.device.type == "cpu" and not bool(beyond.any())
 
 
 @torch.no_grad()

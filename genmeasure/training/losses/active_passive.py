@@ -17,7 +17,7 @@ PASSIVE = ("reverse-cross-entropy", "mean-absolute-error")
 
 @dataclass(frozen=True)
 class ActivePassive(TrainLoss):
-    """alpha NCE + beta RCE, or alpha NCE + beta MAE (Ma et al. 2020, arXiv:2006.13554, sections 3 and 4: APL).
+    """alpha NCE + beta RCE, or alpha NCE + beta MAE (Ma et al. 2020, arXiv:2006.13554: APL).
 
     NCE = ln p[label] / sum_j ln p[j], between 0 and 1. passive: "reverse-cross-entropy", -log_zero (1 - p[label]), or
     "mean-absolute-error", ‖p - e_label‖_1 = 2 (1 - p[label]), which public code takes without the 2.

@@ -12,7 +12,7 @@ from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError
 from genmeasure.losses import cross_entropy
 from genmeasure.training.context import Context
-from genmeasure.training.losses.ensembled_targets import EnsembledTargets
+from genmeasure.training.losses.ensembled_targets import EnsembledTargets, precise
 from genmeasure.training.pieces import Recipe, TrainLoss
 
 MARGIN = 1e-4
@@ -23,7 +23,7 @@ MARGIN = 1e-4
 class EarlyLearning(Recipe[TrainLoss]):
     """CE + strength * ln(1 - <p, t>), t <- momentum t + (1 - momentum) p from t = 0, once per step and example.
 
-    Early-learning regularization (Liu et al. 2020, arXiv:2007.00151, section 4: ELR). The term is negative: p is drawn
+    Early-learning regularization (Liu et al. 2020, arXiv:2007.00151: ELR). The term is negative: p is drawn
     towards what was predicted for the example before. t is the model's own and takes no gradient.
     """
 
@@ -42,12 +42,14 @@ class EarlyLearning(Recipe[TrainLoss]):
             raise InputError("early-learning regularization came outside of a run; give the training examples to "
                              "Context.of(…, examples=…)")
         sample = next(t for t in context.start.values() if t.is_floating_point())
-        targets = sample.new_zeros(len(context.examples), context.classes)
+        targets = torch.zeros(len(context.examples), context.classes, dtype=precise(sample.dtype), device=sample.device)
         return EarlyLearningRegularized(targets, self.strength, self.momentum)
 
 
 class EarlyLearningRegularized(TrainLoss):
     """`EarlyLearning` with targets [n, k] that it changes; keeps `memory.targets` between steps."""
+
+    divisible = False
 
     def __init__(self, targets: Tensor, strength: float = 3.0, momentum: float = 0.7):
         self.memory, self.strength = EnsembledTargets(targets, momentum), strength
@@ -58,6 +60,7 @@ class EarlyLearningRegularized(TrainLoss):
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         labels, rows = targets.unbind(1)
+        outputs = outputs.to(precise(outputs.dtype))  # where 1 - MARGIN is not 1
         probabilities = outputs.softmax(1).clamp(MARGIN, 1 - MARGIN)
         ensembled = self.memory.updated(rows, probabilities / probabilities.sum(1, keepdim=True)).to(outputs)
         term = torch.log1p(-(probabilities * ensembled).sum(1))

@@ -47,6 +47,11 @@ class EnsembledTargets:
         self.targets.copy_(state["targets"])
 
 
+def precise(dtype: torch.dtype) -> torch.dtype:
+    """A floating-point type with at least the precision of float32, in which small updates are not lost."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def rows_of(batch: Batch) -> Tensor:
     """The positions of the batch's examples in the training data; `InputError` where they are not known."""
     if batch.rows is None:

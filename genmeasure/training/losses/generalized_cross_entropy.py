@@ -14,10 +14,10 @@ from genmeasure.training.pieces import TrainLoss
 
 @dataclass(frozen=True)
 class GeneralizedCrossEntropy(TrainLoss):
-    """(1 - p[label]^q) / q (Zhang, Sabuncu 2018, arXiv:1805.07836, section 3.2: GCE, or L_q).
+    """(1 - p[label]^q) / q (Zhang, Sabuncu 2018, arXiv:1805.07836: GCE, or L_q).
 
     q: from 0, where it is the cross-entropy -ln p, to 1, where it is 1 - p, half the absolute error ‖p - e_label‖_1.
-    threshold: the loss is constant where p[label] is no larger (section 3.3, the truncated L_q), 0 truncates nothing.
+    threshold: the loss is constant where p[label] is no larger (the truncated L_q), 0 truncates nothing.
     """
 
     q: float = 0.7

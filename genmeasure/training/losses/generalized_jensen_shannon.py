@@ -16,7 +16,7 @@ from genmeasure.training.pieces import TrainLoss
 
 @dataclass(frozen=True)
 class GeneralizedJensenShannon(TrainLoss):
-    """D(label, p_1, …, p_views) / Z (Englesson, Azizpour 2021, arXiv:2105.04522, section 3: JS for one view, else GJS).
+    """D(label, p_1, …, p_views) / Z (Englesson, Azizpour 2021, arXiv:2105.04522: JS for one view, else GJS).
 
     D is the Jensen-Shannon divergence H(m) - sum_i w_i H(p_i), m = sum_i w_i p_i, with the weight pi_1 = label_weight
     for the label and equal weights for the views; Z = -(1 - pi_1) ln(1 - pi_1). For one view it goes to the
@@ -44,8 +44,7 @@ class GeneralizedJensenShannon(TrainLoss):
         """Every example `views` times in a row, each time with fresh noise."""
         if self.views == 1 and self.sigma == 0:
             return batch
-        several = batch.select(torch.arange(len(batch), device=batch.targets.device).repeat_interleave(self.views))
-        several = replace(several, rows=None if batch.rows is None else batch.rows.repeat_interleave(self.views))
+        several = batch.select(torch.arange(len(batch)).repeat_interleave(self.views))
 
         def noisy(x: Tensor) -> Tensor:
             if self.sigma == 0:

@@ -13,7 +13,7 @@ from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError
 from genmeasure.losses import cross_entropy
 from genmeasure.training.context import Context
-from genmeasure.training.losses.ensembled_targets import EnsembledTargets
+from genmeasure.training.losses.ensembled_targets import EnsembledTargets, precise
 from genmeasure.training.pieces import Recipe, TrainLoss
 
 
@@ -41,12 +41,14 @@ class SelfAdaptive(Recipe[TrainLoss]):
             raise InputError("self-adaptive training came outside of a run; give the training examples to "
                              "Context.of(…, examples=…)")
         sample = next(t for t in context.start.values() if t.is_floating_point())
-        targets = F.one_hot(context.examples.targets, context.classes).to(sample)
+        targets = F.one_hot(context.examples.targets, context.classes).to(sample.device, precise(sample.dtype))
         return SelfAdaptiveCrossEntropy(targets, self.start, self.momentum)
 
 
 class SelfAdaptiveCrossEntropy(TrainLoss):
     """`SelfAdaptive` with soft labels [n, k] that it changes; keeps `memory.targets` between steps."""
+
+    divisible = False
 
     def __init__(self, targets: Tensor, start: int = 9, momentum: float = 0.9):
         self.memory, self.start, self.epoch = EnsembledTargets(targets, momentum), start, 0

@@ -97,6 +97,10 @@ class SelfLabeledCrossEntropy(TrainLoss):
                 zip(self._changes.tolist(), self._confidences.tolist(), strict=True)]
 
     @property
+    def divisible(self) -> bool:
+        return not (self.recipe.reweighting and self.recipe.normalization == "batch")
+
+    @property
     def reweights(self) -> bool:
         return self.recipe.reweighting and self.epoch >= self.recipe.reweight_from
 

@@ -17,7 +17,7 @@ LOG_ZERO = -4.0
 
 @dataclass(frozen=True)
 class SymmetricCrossEntropy(TrainLoss):
-    """alpha CE + beta RCE (Wang et al. 2019, arXiv:1908.06112, section 3.2: SCE, or SL).
+    """alpha CE + beta RCE (Wang et al. 2019, arXiv:1908.06112: SCE, or SL).
 
     RCE = -sum_j p[j] ln e_label[j] with ln 0 = A, so that it is -A (1 - p[label]). log_zero: A, below 0; -2 makes RCE
     the absolute error ‖p - e_label‖_1. Public code takes ln 1e-4 = -9.21.

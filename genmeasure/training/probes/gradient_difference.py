@@ -48,7 +48,7 @@ class GradientDifference(Probe):
             offsets = adaptive_ascent(reached, gradients, self.rho) if self.adaptive else ascent(gradients, self.rho)
         rewind()
         # the fused kernels of attention have no second derivative
-        with perturbed(reached, offsets), frozen_statistics(model), sdpa_kernel(SDPBackend.MATH):
+        with perturbed(reached, offsets), frozen_statistics(model), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             self._uphill(objective, {p: g for p, g in zip(reached, gradients, strict=True) if p.ndim >= 2})
         return value
 
