@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ from genmeasure.risk import FORWARD, Risk
 
 HELD = {"cpu": 2**23, "cuda": 2**27}
 """Numbers that the stacked tangents of one operation may hold; on a CPU few, as caches are small."""
+MOST_LIVE = 0.9
+"""A larger share of rows that matter is not worth leaving the others out."""
 PROBED = 3
 """Examples from which is found where the examples are among the outputs of an operation."""
 
@@ -89,7 +91,8 @@ class Step:
     """One operation of a forward pass, with what is needed to carry tangents through it.
 
     moved: the inputs that can move. apply: the operation as a function of these alone. use: number of the use of a
-    measured weight, if it is one. slope: the gradient with respect to its output, where the rule asks for it.
+    measured weight, if it is one. slope: the gradient with respect to its output, where the rule asks for it. live:
+    numbers of the rows of its output that the network's outputs depend on, where that is not most of them.
     """
 
     rule: Callable[[Step, list[Tangent]], tuple[Tangent, Tensor | None]] | None
@@ -101,10 +104,14 @@ class Step:
     use: int | None = None
     call: Call | None = None
     slope: Tensor | None = None
+    live: Tensor | None = None
 
     @property
-    def curved(self) -> bool:
-        return self.rule is not affine
+    def row_by_row(self) -> bool:
+        """Whether it acts on the last axis alone, so that rows can be left out."""
+        if self.use is not None:
+            return self.call.convolution is None
+        return self.rule in (elementwise, layer_norm) and self.outputs[0].ndim > 1
 
 
 # rules: (step, tangents of what moves) -> the tangents of its output, and <g, m''[t, t]> before it is summed
@@ -187,6 +194,30 @@ def layer_norm(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tens
     curved = moved.square().mean(over, keepdim=True) - spread.square()
     second = -slope * (2 * first * spread + y * curved)
     return [Tangent(t.slots, first if weight is None else first * weight)], second
+
+
+def on_live_rows(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor | None]:
+    """The rule on live rows alone; nothing comes of the others (padding, tokens that nobody looks at)."""
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.flatten(0, -2)[step.live]
+    part = dataclasses.replace(step, live=None, moved=[rows(x) for x in step.moved],
+                               outputs=[rows(x) for x in step.outputs], slope=rows(step.slope))
+    found, bent = step.rule(part, [Tangent(t.slots, _live(t.values, step.live)) for t in tangents])
+    like = step.outputs[0]
+    return ([Tangent(t.slots, _among_all(t.values, step.live, like)) for t in found],
+            None if bent is None else _among_all(bent, step.live, like))
+
+
+def _live(values: Tensor, live: Tensor) -> Tensor:
+    """[k, ..., d] -> [k, live, d]."""
+    return values.flatten(1, -2)[:, live]
+
+
+def _among_all(values: Tensor, live: Tensor, like: Tensor) -> Tensor:
+    """[k, live, d] -> [k, *shape of like], zero elsewhere."""
+    found = values.new_zeros(len(values), like.shape[:-1].numel(), values.shape[-1])
+    found[:, live] = values
+    return found.reshape(len(values), *like.shape)
 
 
 def _aligned(tangents: list[Tangent]) -> tuple[tuple[int, ...], list[Tensor]]:
@@ -315,7 +346,6 @@ class Recorded:
     steps: list[Step]
     outputs: Tensor
     anchor: Tensor
-    kept: list[Tensor] = field(default_factory=list)
 
     def slopes(self, direction: Tensor, wanted: Sequence[int], *, again: bool = False) -> list[Tensor | None]:
         """The gradients of <direction, outputs> with respect to the outputs of the steps `wanted`."""
@@ -351,9 +381,10 @@ class Tangents:
                            function: Function) -> tuple[Tensor, Tensor]:
         """As `diagonal_second_derivatives`, for the same price whatever the layers that lie behind."""
         batch, names = risk.place(batch), list(probes)
-        risk.spend(FORWARD * (4 + sum(self.taps.behind(name) for name in names)), len(batch))
+        risk.spend(FORWARD * (5 + sum(self.taps.behind(name) for name in names)), len(batch))
         run = _recorded(risk, batch)
         slope, curvature = _of_function(run.outputs, batch, function)
+        self._find_live_rows(run)
         wanted = list(self.places)
         for i, g in zip(wanted, run.slopes(slope, wanted), strict=True):
             run.steps[i].slope = None if g is None else g.detach()
@@ -365,6 +396,17 @@ class Tangents:
                 first[slot] = (slope * along).flatten(1).sum(1)
                 second[slot] += curvature(along)
         return first.T, second.T
+
+    @staticmethod
+    def _find_live_rows(run: Recorded) -> None:
+        """The gradient of a random combination of the outputs is zero where they depend on nothing."""
+        wanted = [i for i, step in enumerate(run.steps) if step.row_by_row]
+        mix = torch.randn(run.outputs.shape, generator=generator("live rows"), dtype=torch.float64).to(run.outputs)
+        for i, g in zip(wanted, run.slopes(mix, wanted, again=True), strict=True):
+            if g is not None:
+                live = (g != 0).any(-1).flatten()
+                if live.double().mean() < MOST_LIVE:
+                    run.steps[i].live = live.nonzero().squeeze(1)
 
     def _carried(self, run: Recorded, probes: Mapping[str, Probe], names: list[str], second: Tensor,
                  examples: int) -> Tangent | None:
@@ -378,7 +420,7 @@ class Tangents:
             keys = [id(t) for t in step.outputs]
             live = dataclasses.replace(step, moved=moves, outputs=[t.detach() for t in step.outputs])
             found, bent = self._through(live, inputs, probes, names)
-            for key, tangent in zip(keys, found, strict=True):
+            for key, tangent in zip(keys, found, strict=False):  # none where nothing moves
                 if key in last and last[key] > number:
                     tangents[key] = tangent
             if bent is not None and found:
@@ -409,12 +451,17 @@ class Tangents:
             inputs = [t for t in inputs if t is not None]
         if step.rule is not affine and step.slope is None:  # nothing behind it reaches the function
             step = dataclasses.replace(step, slope=torch.zeros_like(step.outputs[0]))
-        return step.rule(step, inputs)
+        return (step.rule if step.live is None else on_live_rows)(step, inputs)
 
     def _through_layer(self, step: Step, source: Tangent | None, probes: Mapping[str, Probe],
                        names: list[str]) -> tuple[list[Tangent], Tensor | None]:
         layout, call, output = self.taps.layouts[step.use], step.call, step.outputs[0]
-        carried = None if source is None else Tangent(source.slots, _stacked(call, source.values))
+        carried = None
+        if source is not None and step.live is None:
+            carried = Tangent(source.slots, _stacked(call, source.values))
+        elif source is not None:
+            some = call.operation(_live(source.values, step.live), call.weight.detach())
+            carried = Tangent(source.slots, _among_all(some, step.live, output))
         if layout.layer not in probes:
             return ([] if carried is None else [carried]), None
         slot = names.index(layout.layer)

@@ -137,3 +137,19 @@ def test_few_examples_at_a_time_change_nothing(monkeypatch):
     monkeypatch.setattr(module, "HELD", {"cpu": 1})
     parts = gm.measure(make(Encoder), "hessian-distance", steps=1)["value"]
     assert torch.allclose(torch.tensor(whole), torch.tensor(parts), rtol=1e-9, atol=1e-14)
+
+
+def test_rows_that_nothing_depends_on_are_left_out_and_change_nothing(monkeypatch):
+    """The head looks at the first token only."""
+    s = make(Encoder)
+    calls = []
+    monkeypatch.setattr(module, "on_live_rows",
+                        lambda step, t, rule=module.on_live_rows: calls.append(len(step.live)) or rule(step, t))
+    ((found, _), *_) = both(s)
+    assert calls
+    monkeypatch.setattr(module, "MOST_LIVE", 0.0)
+    calls.clear()
+    ((whole, _), *_) = both(s)
+    assert not calls
+    for a, b in zip(found, whole, strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-14)
