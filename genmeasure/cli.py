@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genmeasure.errors import InputError
+from genmeasure.errors import InputError, LostRank
 from genmeasure.registry import named
 
 DEFAULT_SEED = 0
@@ -37,6 +38,7 @@ def seeded(chosen: Sequence, seed: int) -> tuple:
 
 
 def audit(arguments: argparse.Namespace) -> int:
+    from genmeasure.engine.ranks import joined
     from genmeasure.study import run
     from genmeasure.subject import SubjectFiles
 
@@ -50,9 +52,10 @@ def audit(arguments: argparse.Namespace) -> int:
                          arguments.train, arguments.test, arguments.loss, arguments.device, arguments.dtype,
                          arguments.batch_size, arguments.head, rename=tuple(arguments.rename or ()),
                          head_center=arguments.head_center, seed=arguments.seed)
-    readings = run([files], requests(arguments.measure, arguments.seed), arguments.out, study="audit",
-                   provenance=command(arguments), only_applicable=not arguments.measure)
-    return finish(readings, arguments.out)
+    with joined(arguments.device) as engine:
+        readings = run([files], requests(arguments.measure, arguments.seed), arguments.out, study="audit",
+                       engine=engine, provenance=command(arguments), only_applicable=not arguments.measure)
+        return finish(readings, arguments.out, engine)
 
 
 def audit_weights(arguments: argparse.Namespace) -> int:
@@ -83,16 +86,37 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def run_study(arguments: argparse.Namespace) -> int:
-    from genmeasure.engine import LocalEngine
     from genmeasure.study import run
 
     module = load_study(arguments.study)
-    engine = LocalEngine(arguments.workers)
     facts = {name: getattr(module, name.upper(), None) for name in ("by", "cluster", "axes", "given")}
     subjects, wanted = subjects_of(module, arguments), seeded(tuple(module.REQUESTS), arguments.seed)
-    readings = run(subjects, wanted, arguments.out, study=Path(arguments.study).stem,
-                   engine=engine, provenance={**command(arguments), **facts})
-    return finish(readings, arguments.out)
+    with engine_of(arguments) as engine:
+        readings = run(subjects, wanted, arguments.out, study=Path(arguments.study).stem,
+                       engine=engine, provenance={**command(arguments), **facts})
+        return finish(readings, arguments.out, engine)
+
+
+def engine_of(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """`local[:N]`, `ray[:ADDRESS]`, or the ranks that torchrun started."""
+    from genmeasure.engine import LocalEngine
+    from genmeasure.engine.ranks import asked_for, joined
+
+    kind, _, rest = (arguments.engine or "").partition(":")
+    if asked_for():
+        if kind:
+            raise InputError(f"--engine {arguments.engine} came under torchrun, whose ranks share every subject; leave "
+                             "one of them out")
+        return joined(arguments.device)
+    if kind == "ray":
+        from genmeasure.engine.cluster import Resources, connected
+
+        return connected(rest or None, Resources(arguments.task_cpus, arguments.task_gpus,
+                                                 round(arguments.task_memory * 2**30)))
+    if kind not in ("", "local") or (rest and not rest.isdigit()) or rest == "0":
+        raise InputError(f"the engine {arguments.engine!r} came; give local:N with a number of processes, ray to start "
+                         "a cluster on this machine, or ray:ADDRESS")
+    return contextlib.nullcontext(LocalEngine(int(rest or min(os.cpu_count() or 1, 8))))
 
 
 def subjects_of(module: Any, arguments: argparse.Namespace) -> list:
@@ -226,8 +250,13 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"command": arguments.command, "arguments": asked}
 
 
-def finish(readings: Any, out: str | Path) -> int:
-    """Publish a run folder and say what came out: 1 if some readings failed, which are listed, else 0."""
+def finish(readings: Any, out: str | Path, engine: Any = None) -> int:
+    """Publish a run folder and say what came out: 1 if some readings failed, which are listed, else 0.
+
+    engine: of several processes, one of which publishes.
+    """
+    if engine is not None:
+        return engine.once(lambda: finish(readings, out))
     import pandas as pd
 
     from genmeasure.publish import publish
@@ -251,7 +280,11 @@ def finish(readings: Any, out: str | Path) -> int:
 
 
 def say(text: str, stream: Any = None) -> None:
-    (stream or sys.stdout).write(text + "\n")
+    """One of several processes speaks."""
+    from genmeasure.engine.ranks import leads
+
+    if leads():
+        (stream or sys.stdout).write(text + "\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -315,8 +348,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--noise", type=float, help="rate of symmetric label noise, for consistent-loss")
     sub.add_argument("--head", help="module path of the head, which the start may have in another shape")
 
-    sub = add("run", run_study, "Carry out a study file: SUBJECTS() and REQUESTS.", out="", workers=True)
+    sub = add("run", run_study, "Carry out a study file: SUBJECTS() and REQUESTS.", out="")
     sub.add_argument("study", help="path of the study's Python file")
+    sub.add_argument("--engine", help="local:N for N processes of this machine (its cores, 8 at the most, if left "
+                     "out), ray for a cluster started on this machine, ray:ADDRESS for one that runs")
+    sub.add_argument("--task-cpus", type=float, default=1, help="cores of a task on a Ray cluster")
+    sub.add_argument("--task-gpus", type=float, default=0, help="GPUs of a task on a Ray cluster; may be a fraction")
+    sub.add_argument("--task-memory", type=float, default=0, help="GiB of memory of a task on a Ray cluster")
     sub = add("report", report, "Write tables, plots and report of a run folder again.", seed=False)
     sub.add_argument("folder", help="a run folder that holds readings.csv")
     sub = add("list", list_members, "List measures, bounds, algorithms, model families and label noise.", seed=False)
@@ -334,6 +372,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     try:
         return parsed.function(parsed)
+    except LostRank as error:
+        sys.stderr.write(f"genmeasure: {' '.join(str(error).split())}\n")  # whichever rank is left
+        return 1
     except InputError as error:
         say(f"genmeasure: {' '.join(str(error).split())}", sys.stderr)
         return 2

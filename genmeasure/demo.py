@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,8 @@ def _recipe(path: Path) -> str | None:
         return None
 
 
-def _carry_out(run: Run) -> str:
-    return run()
+def _carry_out(run: Run, _: int) -> Iterator[str]:
+    yield run()
 
 
 def plan(folder: Path, seeds: int) -> list[Run]:

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """Bad input. The message says what came, what was expected and what to do; the command line exits with 2."""
 
 
+class LostRank(RuntimeError):
+    """Another rank of this run is gone or at another place of the program; this one cannot go on."""
+
+
 MANY = 20
 """Known names listed in a message at the most."""
 

@@ -89,8 +89,9 @@ class Risk:
         return risk
 
     def spend(self, cost: float, examples: int) -> None:
-        """Record a computation that costs `cost` forward-equivalents on each of `examples`."""
-        self.shared.spend(cost * examples / self.batches.size)
+        """Record a computation that costs `cost` forward-equivalents on each of `examples`; its share of each of
+        several processes that do the same."""
+        self.shared.spend(cost * examples / self.batches.size / self.engine.copies)
 
     @property
     def passes(self) -> float:

@@ -10,7 +10,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from genmeasure.checkpoints.locate import locate
 from genmeasure.checkpoints.names import renamed, table
 from genmeasure.checkpoints.read import is_adapter, open_stored, read_adapter
 from genmeasure.engine import Engine, LocalEngine, progress
-from genmeasure.errors import InputError
+from genmeasure.errors import InputError, LostRank
 from genmeasure.estimate import Estimate, Estimates
 from genmeasure.predictions import has_input_norm
 from genmeasure.registry import Member, bound, find, measure
@@ -92,7 +92,7 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
                          "check the inputs, or measure with --dtype float64")
     checks = () if undefined else member.assumes
     violated = {check.__name__.replace("_", "-"): check(subject, parameters) for check in checks}
-    seconds, passes = time.perf_counter() - started, subject.risk.passes - before
+    seconds, passes = time.perf_counter() - started, subject.engine.total(subject.risk.passes - before)
     kind = member.kind_for(parameters)
     if kind == "certificate" and any(violated.values()):
         kind = "measure"
@@ -175,7 +175,11 @@ def _read_part(path: Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Task:
-    """One subject with all its requests: they share what the subject remembers."""
+    """One subject with some of its requests, which share what the subject remembers.
+
+    parts: the folder that holds finished readings. have: the parts that exist, for a task that runs where the folder
+    may not be; what it measures is then written by who gets its outcomes. engine: what the subject is loaded with.
+    """
 
     subject: Subject | SubjectFiles
     requests: tuple[Request, ...]
@@ -184,22 +188,50 @@ class Task:
     alone: bool = False
     loaded: Subject | None = None
     only_applicable: bool = False
+    engine: Engine = field(default_factory=LocalEngine)
+    have: frozenset[str] | None = None
 
-    def __call__(self) -> tuple[list[str], list[pd.DataFrame], dict[str, Any]]:
-        """Write the missing parts. Returns the names of all parts, the failed readings, and facts about the subject."""
+    def __len__(self) -> int:
+        return len(self.requests) + 1
+
+    @property
+    def name(self) -> str:
+        return self.subject.name
+
+    def outcomes(self, start: int) -> Iterator[Outcome]:
+        """Write the missing parts, from request number `start` on; what became of each, and facts about the subject.
+
+        Raises `InputError` for a subject that cannot be loaded.
+        """
         with torch.random.fork_rng(devices=[]):
-            subject = self.loaded or (self.subject.load() if isinstance(self.subject, SubjectFiles) else self.subject)
-            names, failures = [], []
+            subject = self.loaded or self.load()
             requests = applicable(subject, self.requests) if self.only_applicable else self.requests
+            requests = requests[start:]
             for request in progress(requests, subject.name) if self.alone else requests:
-                path = self.parts / f"{key(subject, request)}.csv"
-                if not path.exists():
-                    try:
-                        write_atomically(path, to_csv(read(subject, request, self.study)))
-                    except Exception as error:
-                        failures.append(failed(subject, request, error, self.study))
-                        continue
-                names.append(path.name)
+                yield self._carried_out(subject, request)
+        yield Outcome(self.name, facts=self._facts(subject))
+
+    def load(self) -> Subject:
+        """The subject, read from its files where it is one by files."""
+        with self.engine.together():
+            return self.subject.load(self.engine) if isinstance(self.subject, SubjectFiles) else self.subject
+
+    def _carried_out(self, subject: Subject, request: Request) -> Outcome:
+        engine, path = subject.engine, self.parts / f"{key(subject, request)}.csv"
+        text = ""
+        if not (engine.once(path.exists) if self.have is None else path.name in self.have):
+            try:
+                with engine.together():
+                    text = to_csv(read(subject, request, self.study))
+                if self.have is None:
+                    engine.once(lambda: write_atomically(path, text))
+            except LostRank:
+                raise
+            except Exception as error:
+                return Outcome(self.name, request, failure=failed(subject, request, error, self.study))
+        return Outcome(self.name, request, part=path.name, text="" if self.have is None else text)
+
+    def _facts(self, subject: Subject) -> dict[str, Any]:
         selected = {path for x in subject.layers for path in (x.parameter, *x.tied)}
         left_out = [n for n, p in subject.model.named_parameters() if p.ndim > 1 and n not in selected]
         facts = {"fingerprint": subject.fingerprint, "layers": [x.name for x in subject.layers],
@@ -210,14 +242,37 @@ class Task:
         if isinstance(self.subject, SubjectFiles):
             facts |= {"model": self.subject.model, "start": self.subject.start, "end": self.subject.end,
                       "train": self.subject.train, "test": self.subject.test}
-        return names, failures, facts
+        return facts
 
 
-def _carry_out(task: Task) -> tuple[str, Any]:
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a request (the name of its part, with its text where that is still to be written, or a failed
+    reading) or of a subject (facts, or bad input)."""
+
+    subject: str
+    request: Request | None = None
+    part: str = ""
+    text: str = ""
+    failure: pd.DataFrame | None = None
+    facts: Mapping[str, Any] | None = None
+    bad: InputError | None = None
+
+
+def _carry_out(task: Task, start: int) -> Iterator[Outcome]:
     try:
-        return task.subject.name, task()
+        yield from task.outcomes(start)
     except InputError as error:
-        return task.subject.name, error
+        yield Outcome(task.name, bad=error)
+
+
+def tasks_of(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request], study: str, parts: Path,
+             engine: Engine, only_applicable: bool) -> list[Task]:
+    """A task for every subject; several that share its requests where a cluster has more processes than subjects."""
+    pieces = min(len(requests), math.ceil(engine.processes / len(subjects))) if engine.remote else 1
+    have = frozenset(p.name for p in parts.glob("*.csv")) if engine.remote else None
+    return [Task(s, tuple(requests[i::pieces]), study, parts, only_applicable=only_applicable, engine=engine.within,
+                 have=have) for s in subjects for i in range(pieces)]
 
 
 def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request], out: str | Path, *, study: str = "",
@@ -241,31 +296,37 @@ def run(subjects: Sequence[Subject | SubjectFiles], requests: Sequence[Request],
         twice = next(n for n in names if names.count(n) > 1)
         raise InputError(f"two subjects are named {twice!r}; the names of a study's subjects must differ")
     out, engine, started = Path(out), engine or LocalEngine(), time.perf_counter()
-    alone = len(subjects) == 1
-    tasks = [Task(s, tuple(requests), study, out / "parts", alone, only_applicable=only_applicable) for s in subjects]
-    if alone and isinstance(subjects[0], SubjectFiles):  # nothing is written for bad input
-        tasks = [replace(tasks[0], loaded=subjects[0].load(engine))]
-    (out / "parts").mkdir(parents=True, exist_ok=True)
-    done, bad = {}, []
-    for name, outcome in engine.map(_carry_out, tasks, "audit"):
-        if isinstance(outcome, InputError):
-            bad.append(f"{name}: {outcome}")
-        else:
-            done[name] = outcome
+    tasks = tasks_of(subjects, requests, study, out / "parts", engine, only_applicable)
+    if len(tasks) == 1 and not engine.remote:  # nothing is written for bad input
+        tasks = [replace(tasks[0], alone=True, loaded=tasks[0].load())]
+    engine.once(lambda: (out / "parts").mkdir(parents=True, exist_ok=True))
+    found: dict[str, list[Outcome]] = {name: [] for name in names}
+    for outcome in engine.map(_carry_out, tasks, "audit"):
+        if outcome.text:
+            write_atomically(out / "parts" / outcome.part, outcome.text)
+            outcome = replace(outcome, text="")
+        found[outcome.subject].append(outcome)
+    bad = [f"{name}: {o.bad}" for name in names for o in found[name] if o.bad is not None]
     if bad:
         raise InputError(bad[0] + (f" (and {len(bad) - 1} more subjects could not be read)" if len(bad) > 1 else ""))
-    frames = []
-    for name in names:
-        parts, failures, _ = done[name]
-        frames += [_read_part(out / "parts" / p) for p in parts] + failures
-    readings = pd.concat([f for f in frames if len(f)], ignore_index=True)
-    readings["study"] = study
-    write_atomically(out / "readings.csv", to_csv(readings))
-    facts = {**settings(), **(provenance or {}), "study": study, "requests": [
-        {"name": r.name, **r.member.parameters(r.parameters)} for r in requests],
-        "subjects": {n: done[n][2] for n in names}, "seconds": time.perf_counter() - started}
-    write_atomically(out / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
-    return readings
+
+    def collect() -> pd.DataFrame:
+        outcomes = [o for name in names for o in found[name]]
+        frames = []
+        for name in names:
+            mine = sorted((o for o in found[name] if o.request), key=lambda o: requests.index(o.request))
+            frames += [_read_part(out / "parts" / o.part) for o in mine if o.part]
+            frames += [o.failure for o in mine if o.failure is not None]
+        readings = pd.concat([f for f in frames if len(f)], ignore_index=True)
+        readings["study"] = study
+        write_atomically(out / "readings.csv", to_csv(readings))
+        facts = {**settings(), **(provenance or {}), "study": study, "requests": [
+            {"name": r.name, **r.member.parameters(r.parameters)} for r in requests],
+            "subjects": {o.subject: o.facts for o in outcomes if o.facts is not None},
+            "seconds": time.perf_counter() - started}
+        write_atomically(out / "provenance.json", json.dumps(facts, indent=1, default=str) + "\n")
+        return readings
+    return engine.once(collect)
 
 
 def run_weights(name: str, start: str, end: str, out: str | Path, *, rename: Sequence[str] = (), study: str = "",

@@ -389,7 +389,7 @@ def write_study(folder: Path, count: int, requests: str) -> Path:
 
 def test_a_study_file_run_twice(folder, capsys):
     path = write_study(folder, 4, '(Request("gap"), Request("distance"), Request("hessian-trace"))')
-    command = ["run", str(path), "--out", str(folder / "out"), "--workers", "1"]
+    command = ["run", str(path), "--out", str(folder / "out"), "--engine", "local:1"]
     assert main(command) == 0
     out = folder / "out"
     parts = {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}
@@ -438,7 +438,7 @@ def test_interrupted_it_keeps_what_is_complete_and_goes_on(folder, everyone):
     endless = 'Request("noise-stability", {"rtol": 0.0, "max_passes": 10**9})'
     path = write_study(folder, 2, f'(Request("distance"), Request("norm"), {endless})')
     out = folder / "out"
-    command = ["run", str(path), "--out", str(out), "--workers", "2"]
+    command = ["run", str(path), "--out", str(out), "--engine", "local:2"]
     ran = process(*command, start_new_session=True)
     try:
         wait_for(lambda: list((out / "parts").glob("*.csv")), ran)
@@ -457,7 +457,7 @@ def test_interrupted_it_keeps_what_is_complete_and_goes_on(folder, everyone):
     for name in kept:
         assert tuple(pd.read_csv(out / "parts" / name).columns[:len(study.COLUMNS)]) == study.COLUMNS
     write_study(folder, 2, '(Request("distance"), Request("norm"))')
-    assert main([*command[:-1], "1"]) == 0
+    assert main([*command[:-1], "local:1"]) == 0
     assert set(written(out)["measure"]) == {"distance", "norm"}
     now = {p.name: p.stat().st_mtime_ns for p in (out / "parts").glob("*.csv")}
     assert len(now) == 4

@@ -12,7 +12,7 @@ from torch import Tensor
 from genmeasure.bounds.assumptions import distinct_examples, independent_start
 from genmeasure.bounds.inversions import drawn_upper, dziugaite_budget, kl_inverse, pac_bayes_budget
 from genmeasure.bounds.moved import Moved, choice_nats, errors, first_batches, moved
-from genmeasure.bounds.terms import check_delta, laid_out
+from genmeasure.bounds.terms import ZERO_ONE, check_delta, laid_out
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.trace import block_traces
 from genmeasure.data.batches import Batch
@@ -182,14 +182,23 @@ def drawn_error(subject: Subject, posterior: Posterior, *, draws: int, draw_size
     parts = sum(math.ceil(length / draw_size) for length in subject.train.lengths)
     passes = math.ceil(draws / parts)
 
+    begins = torch.tensor([0, *subject.train.lengths]).cumsum(0)
+    piece_of = torch.cat([torch.arange(length) // draw_size for length in subject.train.lengths])  # within its batch
+    _, group = torch.stack([torch.searchsorted(begins, torch.arange(subject.train.size), right=True),
+                            piece_of]).unique(dim=1, return_inverse=True)
+
     def one(batch: Batch, number: int) -> Tensor:
         found = []
-        for part, piece in enumerate(batch.split(draw_size)):
-            noise = generator("posterior", seed, number, batch.index, part)
-            found.append(errors(subject, noisy(subject, tensors, posterior.sigmas, noise), piece).sum())
-        return torch.stack([torch.stack(found).sum(), torch.stack(found).square().sum()])
-    sums = [subject.engine.batch_sums(lambda b, i=i: one(b, i), subject.train).sum(0) for i in range(passes)]
-    total, squares = torch.stack(sums).sum(0).tolist()
+        for piece in piece_of[batch.rows].unique().tolist():
+            noise = generator("posterior", seed, number, batch.index, piece)
+            mine = batch.select((piece_of[batch.rows] == piece).nonzero().squeeze(1))
+            found.append(errors(subject, noisy(subject, tensors, posterior.sigmas, noise), mine))
+        return torch.cat(found).double()
+    total = squares = 0.0
+    for number in range(passes):
+        wrong = subject.engine.examples(lambda b, i=number: one(b, i), subject.train)
+        sums = torch.zeros(parts, dtype=torch.float64).index_add(0, group, wrong)
+        total, squares = total + sums.sum().item(), squares + sums.square().sum().item()
     n, count = subject.train.size * passes, parts * passes
     scatter = max(squares - total**2 / count, 0.0) * count / max(1, count - 1)
     return Drawn(Estimate(total / n, math.sqrt(scatter) / n, count), min(draw_size, max(subject.train.lengths)) / n)
@@ -200,7 +209,7 @@ def enough_examples(subject: Subject) -> str | None:
     return None if n >= LEAST_EXAMPLES else f"the bound has no proof for {n} examples, fewer than {LEAST_EXAMPLES}"
 
 
-@bound("pacbayes-kl", index=("term",), unit={"kl": "nats", "*-nats": "nats"}, needs=("classes",),
+@bound("pacbayes-kl", index=("term",), unit=ZERO_ONE, needs=("classes",),
        defined=enough_examples,
        kind={"layerwise": "certificate", "isotropic": "certificate"},
        source="Maurer 2004, arXiv:cs/0411099; Dziugaite & Roy 2017, arXiv:1703.11008; variances: bounds.md 3.7",

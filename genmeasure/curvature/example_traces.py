@@ -91,12 +91,15 @@ def largest_positive_traces(risk: Risk, *, candidates: int, probes: int, steps: 
 def _drawn(risk: Risk, layer: Layer, taps: Taps | None, rows: Tensor, probes: int, steps: int,
            stream: tuple[int, ...]) -> Tensor:
     """z' H_ii+ z for `probes` probes z of each of the examples at `rows` (ascending), [rows, probes]."""
-    size, values = risk.weights[layer.name].numel(), []
-    for batch in risk.batches.gather(rows.repeat_interleave(probes)):
+    size = risk.weights[layer.name].numel()
+
+    def forms(batch: Batch) -> Tensor:
+        values = []
         for part in batch.split(share(risk, steps * size)):
             signs = [rademacher((size,), generator("positive trace", *stream, int(i))) for i in part.rows]
             *_, last = lanczos(example_products(risk, layer, part, taps), torch.stack(signs).to(
                 risk.weights[layer.name]), steps)
             nodes, vectors = last.cpu().ritz()
             values.append(size * (vectors[:, 0, :] ** 2 * nodes.clamp(min=0)).sum(1))
-    return torch.cat(values).reshape(len(rows), probes)
+        return torch.cat(values)
+    return risk.engine.examples(forms, risk.batches.gather(rows.repeat_interleave(probes))).reshape(len(rows), probes)

@@ -147,6 +147,7 @@ CHECK_EVERY = 4
 def _quadrature(product: Callable[[Tensor], Tensor], examples: int, v: Tensor, steps: int, rtol: float) -> Tensor:
     """Value, lower and upper side [examples, 3] of v' H+ v = (v' H v + v' |H| v) / 2."""
     products = lanczos(product, v.expand(examples, -1), steps)
+    found = torch.full((examples, 3), torch.nan, dtype=torch.float64)
     for number, t in enumerate(products, 1):
         last = bool(t.exhausted.all()) or number == min(steps, v.numel())
         if number % CHECK_EVERY == CHECK_EVERY - 1 or last:  # odd numbers bring the bracket a new node
@@ -157,9 +158,12 @@ def _quadrature(product: Callable[[Tensor], Tensor], examples: int, v: Tensor, s
             slack = torch.tensor([-1.0, 1.0]) * ROUNDING[v.dtype]
             low, high = (((mean + side) / 2 + s * theta.abs().max(1).values).clamp(min=0)
                          for side, s in zip(absolute_value_bracket(t), slack, strict=True))
-            if last or (high - low <= rtol * high).all():
+            fresh = found[:, 0].isnan()  # where an example ends does not depend on the others of its batch
+            fresh &= last | (high - low <= rtol * high)
+            found[fresh] = torch.stack([value.clamp(low, high), low, high], 1)[fresh]
+            if not found[:, 0].isnan().any():
                 break
-    return v.norm().double().cpu() ** 2 * torch.stack([value.clamp(low, high), low, high], 1)
+    return v.norm().double().cpu() ** 2 * found
 
 
 def absolute_value_bracket(t: Tridiagonal) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch.func import vjp, vmap
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import directional, first_derivative
+from genmeasure.curvature.pieces import made_of_linear_pieces
 from genmeasure.curvature.survey import Survey, negligible, output_hessian, survey
 from genmeasure.curvature.tangents import second_derivatives
 from genmeasure.curvature.taps import Probe, Taps, find_taps, slopes_along
@@ -40,9 +41,12 @@ def along(risk: Risk, layer: Layer, direction: Tensor, batch: Batch, function: C
 def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples: int = 4) -> tuple[bool, ...]:
     """For every layer whether the outputs are piecewise linear in its weights alone, so that H_ii = G_ii.
 
-    Decided by the second derivative of a few examples' outputs, in a random combination, along one random direction per
-    layer: zero where they are, and almost surely not zero otherwise.
+    Read off the operations of a forward pass where these are known. Else decided by the second derivative of a few
+    examples' outputs, in a random combination, along one random direction per layer: zero where they are, and almost
+    surely not zero otherwise.
     """
+    if made_of_linear_pieces(risk):
+        return (True,) * len(risk.layers)
     batch = risk.place(next(iter(risk.batches)).select(slice(examples)))
     draws = generator("linear layers", seed)
     vectors = {k: torch.randn(w.shape, generator=draws, dtype=torch.float64).to(w) for k, w in risk.weights.items()}
@@ -68,7 +72,7 @@ def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples:
 
 def piecewise_linear(risk: Risk) -> bool:
     """Whether the outputs are piecewise linear in each layer's weights alone."""
-    return all(linear_layers(risk, find_taps(risk)))
+    return made_of_linear_pieces(risk) or all(linear_layers(risk, find_taps(risk)))
 
 
 @torch.no_grad()
