@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -53,7 +53,7 @@ class Traces:
     draws: int
     route: str
     linear: tuple[bool, ...] | None = None
-    tangents: bool | None = None
+    tangents: bool | None = field(default=None, kw_only=True)
 
     def estimate(self, weights: Tensor | None = None) -> Estimate:
         """The sum over layers, weighted by `weights` [layers] if given; correlations are accounted for."""
@@ -114,7 +114,7 @@ def block_traces(risk: Risk, *, route: str, rtol: float, layer_rtol: float, atol
         return _hutchinson(risk, tolerances, max_passes, seed, linear)
     value, covariance = _until_precise(parts, tolerances)
     tangents = find_tangents(risk, taps) is not None if any(isinstance(p, Residual) for p in parts) else None
-    return Traces(value, covariance, sum(p.draws for p in parts), found, linear, tangents)
+    return Traces(value, covariance, sum(p.draws for p in parts), found, linear, tangents=tangents)
 
 
 @dataclass(frozen=True)
