@@ -20,7 +20,8 @@ from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import directional, first_derivative
 from genmeasure.curvature.pieces import made_of_linear_pieces
 from genmeasure.curvature.survey import Survey, negligible, output_hessian, survey
-from genmeasure.curvature.taps import Probe, Taps, diagonal_second_derivatives, find_taps, slopes_along
+from genmeasure.curvature.tangents import second_derivatives
+from genmeasure.curvature.taps import Probe, Taps, find_taps, slopes_along
 from genmeasure.data.batches import Batch, Batches, gather, map_tensors
 from genmeasure.layers import Layer
 from genmeasure.risk import FORWARD, GRADIENT, Risk
@@ -54,7 +55,7 @@ def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples:
     def combined(outputs: Tensor, _: Batch) -> Tensor:
         return (outputs * weights.to(outputs)).flatten(1).sum(1)
     if taps is not None:
-        found = diagonal_second_derivatives(risk, taps, batch, {k: Probe(v) for k, v in vectors.items()}, combined)
+        found = second_derivatives(risk, taps, batch, {k: Probe(v) for k, v in vectors.items()}, combined)
         return tuple((second.abs().max() <= 1e-5 * slope.abs().max()).item() for slope, second in
                      zip(*(f.T for f in found), strict=True))
     scalar = torch.zeros((), device=risk.device, dtype=risk.dtype)

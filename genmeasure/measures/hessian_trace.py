@@ -47,7 +47,8 @@ def hessian_trace(subject: Subject, *, route: str = "auto", rtol: float = RTOL, 
     Draws end when the total has a relative standard error of `rtol` and every layer one of `layer_rtol` (layers with
     less than a hundredth of the total: as one with a hundredth), or both an absolute one of `atol`, or after
     `max_passes` draws per example. The reading's parameters state under `found` the route taken and the number of
-    layers in whose weights the outputs are piecewise linear. n counts the draws (the examples where nothing was drawn).
+    layers in whose weights the outputs are piecewise linear, and how second derivatives were taken. n counts the draws
+    (the examples where nothing was drawn).
     Raises `InputError` for a route that the network or the loss does not allow, an operation without second derivative,
     and a NaN loss, with its batch.
     """
@@ -66,6 +67,8 @@ def by_layer(subject: Subject, found: Traces) -> Estimates:
     unit_vectors = torch.eye(len(subject.layers), dtype=torch.float64)
     result = {layer.name: found.estimate(e) for layer, e in zip(subject.layers, unit_vectors, strict=True)}
     facts: dict[str, Any] = {} if found.linear is None else {"piecewise-linear-layers": sum(found.linear)}
+    if found.tangents is not None:
+        facts["second-derivatives"] = "tangents" if found.tangents else "double backward"
     if isinstance(found, ForwardTraces):
         facts["piecewise-linear"] = found.structure.linear
         for what, each in (("bias", found.bias), ("residual", found.residual)):
