@@ -69,6 +69,9 @@ def test_radius_of_each_row(project):
     assert torch.equal(weight[0], center[0])
     assert (weight[1] - center[1]).abs().sum().item() == pytest.approx(0.5)
     assert torch.equal(weight[2], center[2] + 1)
+    weight[0] = torch.nextafter(center[0], torch.tensor(torch.inf, dtype=torch.float64))
+    project(weight, center, radii)
+    assert torch.equal(weight[0], center[0])
 
 
 def test_rows_are_outputs_in_every_layout():

@@ -1,5 +1,6 @@
 """Weight noise: distributions by their formulas, schedules, memory, the clean gradient, running statistics."""
 
+import copy
 import itertools
 import math
 
@@ -117,6 +118,22 @@ def test_running_statistics_come_from_one_pass(probe, moved, passes):
     torch.testing.assert_close(net[1].running_mean, 0.1 * (x @ calls[0].T).mean(0))
 
 
+def test_running_statistics_of_a_pair_are_those_of_the_weights_up_to_the_second_order():
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+
+    def reached(probe):
+        net = copy.deepcopy(start)
+        probe(net, lambda: net(x).square().mean(), torch.Generator().manual_seed(1))
+        assert net[1].num_batches_tracked == 1
+        return torch.cat([net[1].running_mean, net[1].running_var])
+    exact = reached(Noise(0.1, 2, True))
+    far, near = ((reached(Noise(sigma, 2, True, statistics="moved")) - exact).norm() for sigma in (0.1, 0.05))
+    assert far / near == pytest.approx(4, rel=1e-6)  # exactly quadratic: the mean is linear in W, the variance square
+    one_sided = reached(Noise(0.05, 2, statistics="moved")) - exact
+    assert one_sided.norm() > 5 * near
+
+
 def prepared(epochs=5, **changes):
     recipe = NoiseOverTime(Noise(0.2, **changes.pop("noise", {})), **changes)
     return recipe.prepare(Context.of(nn.Linear(2, 2), epochs=epochs))
@@ -179,5 +196,5 @@ def test_remembered_noise_resumes_bit_for_bit():
 
 
 def test_only_what_changes_over_time_needs_a_run():
-    assert get_algorithm("nso").probe == Noise(0.01, two_point=True)
+    assert get_algorithm("nso").probe == Noise(0.01, two_point=True, statistics="moved")
     assert get_algorithm("noise-injection", momentum=0.5).probe == NoiseOverTime(Noise(0.01), momentum=0.5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Generator, Tensor, nn
@@ -12,7 +11,7 @@ from genmeasure.errors import InputError, unknown
 from genmeasure.training.perturbed import perturbed
 from genmeasure.training.pieces import Objective, Probe
 from genmeasure.training.probes.distributions import check_distribution, standard_noise
-from genmeasure.training.statistics import frozen_statistics, has_statistics
+from genmeasure.training.statistics import adopt_mean, frozen_statistics, has_statistics
 
 STATISTICS = ("clean", "moved")
 
@@ -26,9 +25,10 @@ class Noise(Probe):
     arXiv:2306.08553, Algorithm 1). lam: weight of the clean gradient, 0 (the paper's algorithm, no clean pass is made)
     up to below 1; as in the paper's public code. distribution: "normal", "laplace", "uniform", "binomial" or
     "rademacher", all with mean 0 and standard deviation sigma.
-    statistics: with lam = 0, running statistics are by default "clean", those of W, for which a model that has them
-    pays one more forward pass per step; "moved" takes them from the pass at W + U_1 instead. The returned loss has the
-    same weights as the gradient.
+    statistics: with lam = 0, running statistics are "clean", those of W, for which a model that has them pays one more
+    forward pass per step, or "moved": those of the pass at W + U_1, or with two_point the mean of those at W + U_1 and
+    W - U_1, which differ from those of W in the second order of U alone. The returned loss has the same weights as the
+    gradient.
     """
 
     sigma: float = 0.01
@@ -74,11 +74,14 @@ class Noise(Probe):
         update = self.lam == 0 and self.statistics == "moved"
         weight = (1 - self.lam) / (self.draws * len(self.signs))
         for offsets in noise:
+            reached = []
             for sign in self.signs:
-                statistics = nullcontext() if update else frozen_statistics(model)
-                with statistics, perturbed(parameters, offsets, sign * sigma):
+                with frozen_statistics(model) as copies, perturbed(parameters, offsets, sign * sigma):
                     total = total + weight * objective.gradient(weight)
-                update = False
+                reached.append(copies)
+            if update:
+                adopt_mean(model, reached)
+            update = False
         return total
 
 
