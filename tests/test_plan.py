@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import small
 
 import genmeasure as gm
+from genmeasure.checkpoints.write import write
+from genmeasure.cli import main
 from genmeasure.errors import InputError
 from genmeasure.plan import Machine, Pilot, extrapolated, forward_flops, pilot, pilots, table
 from genmeasure.study import Request, read
@@ -68,3 +71,32 @@ def test_a_machine_that_cannot_be_is_bad_input(text):
     with pytest.raises(InputError, match=r"sustains in a second, as in 64x4e14$"):
         Machine.parse(text)
     assert Machine.parse("64x4e14") == Machine(64, 4e14)
+
+
+STUDY = '''
+from genmeasure.study import Request
+from genmeasure.subject import SubjectFiles
+
+def SUBJECTS():
+    return [SubjectFiles(f"s{{i}}", {model!r}, {start!r}, {end!r}, {data!r}, device="cpu") for i in range(5)]
+
+REQUESTS = [Request("distance"), Request("margin")]
+'''
+
+
+def test_the_command_line_says_it_and_writes_nothing(tmp_path, capsys):
+    start, end = small.pair("chain")
+    x, y = small.images(300)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    for name, model in (("start", start), ("end", end)):
+        write(tmp_path / f"{name}.safetensors", model.state_dict())
+    names = {name: str(tmp_path / f"{name}.safetensors") for name in ("start", "end")}
+    names["data"] = str(tmp_path / "data.npz")
+    (tmp_path / "mine.py").write_text(STUDY.format(model=f"{small.FILE}:chain", **names))
+    command = ["run", str(tmp_path / "mine.py"), "--out", str(tmp_path / "out"), "--plan"]
+    assert main([*command, "4x1e9"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("s0 and 4 like it: 300 examples, ")
+    assert [line.split()[:2] for line in said[2:4]] == [["distance", "0"], ["margin", "1"]]
+    assert said[-1].startswith("10 tasks, ")
+    assert not (tmp_path / "out").exists()
