@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import logging
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 from genmeasure.errors import InputError, LostRank
 from genmeasure.registry import named
+from genmeasure.train_options import add_train_options
 
 DEFAULT_SEED = 0
 SHORT = ("subject", "loss train", "loss test", "loss gap", "error train", "error test", "trace", "distance", "ju2022")
@@ -158,46 +158,9 @@ def load_study(path: str) -> Any:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from genmeasure.checkpoints.build import build
-    from genmeasure.checkpoints.match import fingerprint, match, task_modules
-    from genmeasure.checkpoints.pair import read_start
-    from genmeasure.checkpoints.write import write
-    from genmeasure.data.label_noise import symmetric_confusion
-    from genmeasure.data.readers import load_for
-    from genmeasure.training.algorithm import get_algorithm
-    from genmeasure.training.loop import Settings, fine_tune
+    from genmeasure.train_command import train
 
-    name, given = named(arguments.algorithm)
-    chosen = get_algorithm(name, **given)
-    out = Path(arguments.out)
-    if out.suffix != ".safetensors":
-        raise InputError(f"the output {arguments.out!r} came; give a file that ends in .safetensors")
-    settings = Settings(epochs=arguments.epochs, learning_rate=arguments.learning_rate, batch_size=arguments.batch_size,
-                        optimizer=arguments.optimizer, weight_decay=arguments.weight_decay, schedule=arguments.schedule,
-                        seed=arguments.seed, device=arguments.device)
-    model = build(arguments.model, seed=arguments.seed)
-    started, _ = read_start(arguments.start, model.state_dict())
-    match(model, started, head=[*filter(None, [arguments.head]), *task_modules(model)])
-    data = load_for(arguments.model, arguments.train)
-    validation = load_for(arguments.model, arguments.validation) if arguments.validation else None
-    confusion = None
-    if arguments.noise is not None and name != "consistent-loss":
-        raise InputError(f"--noise came with the algorithm {name!r}; it describes noise that is in the labels already, "
-                         "for consistent-loss")
-    if arguments.noise is not None:
-        if not 0 <= arguments.noise < 1:
-            raise InputError(f"the noise rate {arguments.noise} came; give a fraction from 0 to below 1")
-        confusion = symmetric_confusion(arguments.noise, int(data.labels.max()) + 1, include_true=False)
-    result = fine_tune(model, chosen, data, validation, settings=settings, head=arguments.head, confusion=confusion)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write(out, result.model.state_dict(), {
-        "algorithm": arguments.algorithm, "model": arguments.model, "train": arguments.train,
-        "start": fingerprint(started), "settings": json.dumps(dataclasses.asdict(settings)),
-        "chosen_epoch": str(result.chosen), "history": json.dumps([dataclasses.asdict(e) for e in result.history])})
-    last = result.history[result.chosen - 1] if result.chosen else None
-    say(f"wrote {out} after {len(result.history)} epochs in {result.seconds:.1f} s" + (
-        f"; epoch {last.number} chosen, validation error {last.validation_error:.4f}"
-        if last and last.validation_error is not None else ""))
+    say(train(arguments))
     return 0
 
 
@@ -302,7 +265,8 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--seed", type=whole, default=DEFAULT_SEED, help="seed of everything that is drawn")
             sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
         if out is not None:
-            sub.add_argument("--out", required=not out, default=out or None, help="folder for the results")
+            sub.add_argument("--out", required=not out, default=out or None, help="folder for the results" + (
+                "; or a file that ends in .safetensors, for the weights alone" if name == "train" else ""))
         if workers:
             sub.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
         return sub
@@ -333,20 +297,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--rename", action="append", metavar="PATTERN=REPLACEMENT", help="regular expression from the "
                      "checkpoints' names to the model's, or a .csv file of such pairs; repeat for more")
 
-    sub = add("train", train, "Fine-tune a model from a start with one of the registered algorithms.", out="")
-    sub.add_argument("--start", required=True, help="pretrained start, as for audit")
-    sub.add_argument("--model", required=True, help="as for audit")
-    sub.add_argument("--train", required=True, help="training data, as for audit")
-    sub.add_argument("--validation", help="validation data, likewise")
-    sub.add_argument("--algorithm", default="plain", metavar="NAME[:key=value,...]", help="see `genmeasure list`")
-    sub.add_argument("--epochs", type=int, default=30, help="passes over the training data")
-    sub.add_argument("--learning-rate", type=float, default=1e-3, help="of the first epoch")
-    sub.add_argument("--batch-size", type=int, default=32, help="examples per step")
-    sub.add_argument("--optimizer", default="adam", help="adam, amsgrad, adamw or sgd")
-    sub.add_argument("--weight-decay", type=float, default=0.0, help="of the optimizer")
-    sub.add_argument("--schedule", default="constant", help="constant, cosine or step")
-    sub.add_argument("--noise", type=float, help="rate of symmetric label noise, for consistent-loss")
-    sub.add_argument("--head", help="module path of the head, which the start may have in another shape")
+    sub = add("train", train, "Fine-tune a model from a start with one of the registered algorithms. The same command "
+              "goes on where it was broken off.", out="")
+    add_train_options(sub)
 
     sub = add("run", run_study, "Carry out a study file: SUBJECTS() and REQUESTS.", out="")
     sub.add_argument("study", help="path of the study's Python file")

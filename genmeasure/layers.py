@@ -88,7 +88,7 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
 
     Selected is every weight of `Linear`, `Conv1d`, `Conv2d` and `Conv3d`, the projections of `MultiheadAttention` and
     transformers' `Conv1D`; a weight shared by two of these modules counts once, under the name of the first that runs,
-    and a module that never runs is left out.
+    and a module that never runs is left out, as are weights that are not floating-point numbers or not at hand.
     head: path of the head's module; by default the selected layer that runs last.
     """
     order: list[str] = []
@@ -134,7 +134,7 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
         module = model.get_submodule(name)
         for suffix in ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
             parameter = getattr(module, suffix, None)
-            if isinstance(parameter, nn.Parameter) and id(parameter) not in seen:
+            if _measurable(parameter) and id(parameter) not in seen:
                 seen.add(id(parameter))
                 path = f"{name}.{suffix}" if name else suffix
                 shown = name if suffix == "weight" else path.removesuffix("_weight")
@@ -150,6 +150,11 @@ def find_layers(model: nn.Module, batch: Batch, head: str | None = None) -> tupl
         raise unknown("head layer", head, [layer.name for layer in layers])
     chosen = chosen or layers[-1]
     return tuple(replace(x, head=x is chosen) for x in layers)
+
+
+def _measurable(parameter: object) -> bool:
+    """A weight of floating-point numbers that are at hand; not quantised, and not held elsewhere."""
+    return isinstance(parameter, nn.Parameter) and parameter.is_floating_point() and not parameter.is_meta
 
 
 def matrix(weight: Tensor) -> Tensor:

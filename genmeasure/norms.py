@@ -8,6 +8,14 @@ from torch import Tensor
 from genmeasure.layers import matrix
 
 
+def lengths(x: Tensor) -> Tensor:
+    """Euclidean norm of every row of x [rows, ...], [rows] in float64; the squares neither overflow nor vanish."""
+    rows = x.detach().double().flatten(1)
+    largest = rows.abs().amax(1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)
+    return (rows / scale).norm(dim=1) * scale[:, 0]
+
+
 def frobenius(weight: Tensor) -> float:
     return weight.double().norm().item()
 

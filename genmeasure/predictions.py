@@ -10,6 +10,7 @@ from torch import Tensor
 from genmeasure.data.batches import Batch, Batches
 from genmeasure.errors import InputError
 from genmeasure.losses import zero_one
+from genmeasure.norms import lengths
 from genmeasure.risk import FORWARD, scale
 from genmeasure.subject import Subject
 
@@ -79,7 +80,7 @@ def _predict(subject: Subject, data: Batches) -> Predictions:
         floats = [t.flatten(1) for t in batch.input_tensors() if t.is_floating_point() and t.ndim > 1]
         one = torch.ones(len(batch), dtype=outputs.dtype, device=outputs.device)
         columns = [factor * loss(outputs, batch.targets),
-                   torch.cat(floats, 1).norm(dim=1) if floats else torch.nan * one, outputs.flatten(1).norm(dim=1),
+                   lengths(torch.cat(floats, 1)) if floats else torch.nan * one, lengths(outputs),
                    one if loss.predictions is None else factor * loss.predictions(batch.targets).double()]
         if errors is not None:
             columns.append(factor * errors(outputs, batch.targets))

@@ -41,20 +41,20 @@ class Shared:
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """`compute()` on the first call with `key`, its result afterwards."""
-        if self._making:
-            self._making[-1].needs.add(key)
         if key in self._known:
             self._charge(key)
-            return self._known[key].value
-        made = Quantity()
-        self._making.append(made)
-        try:
-            made.value = compute()
-        finally:
-            self._making.pop()
-        self._known[key] = made
-        self._charged.add(key)
-        return made.value
+        else:
+            made = Quantity()
+            self._making.append(made)
+            try:
+                made.value = compute()
+            finally:
+                self._making.pop()
+            self._known[key] = made
+            self._charged.add(key)
+        if self._making:  # what raised is at nobody's hand
+            self._making[-1].needs.add(key)
+        return self._known[key].value
 
     def _charge(self, key: str) -> None:
         if key not in self._charged:

@@ -10,7 +10,7 @@ import inspect
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
 
@@ -21,6 +21,7 @@ from genmeasure.checkpoints.build import build
 from genmeasure.checkpoints.match import fingerprint, match, task_modules
 from genmeasure.checkpoints.names import table
 from genmeasure.checkpoints.pair import read_pair, read_start
+from genmeasure.checkpoints.pinned import anchor, is_pinned, readable, shared_copy, started_in_place, unreadable
 from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batch, Batches
 from genmeasure.data.readers import load_for
 from genmeasure.engine import Engine, LocalEngine, get_device
@@ -64,7 +65,7 @@ class Subject:
     @functools.cached_property
     def state(self) -> dict[str, Tensor]:
         """The fine-tuned state."""
-        return {k: v.detach() for k, v in self.model.state_dict().items()}
+        return readable(self.model.state_dict())
 
     @functools.cached_property
     def risk(self) -> Risk:
@@ -74,7 +75,7 @@ class Subject:
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The selected layers, in the order in which they run."""
-        some = next(iter(self.model.parameters()))
+        some = anchor(self.model)
         few = next(iter(self.train)).select(slice(2)).to(some.device, some.dtype)
         return find_layers(self.model, few, self.head)
 
@@ -102,7 +103,7 @@ class Subject:
     @functools.cached_property
     def classes(self) -> int:
         """The number of outputs."""
-        some = next(iter(self.model.parameters()))
+        some = anchor(self.model)
         with torch.no_grad():
             return forward(self.model, next(iter(self.train)).select(slice(2)).to(some.device, some.dtype)).shape[-1]
 
@@ -115,6 +116,10 @@ class Subject:
                  f"{loss.__module__}.{loss.__qualname__}", *_code(self.model)]
         if self.loss.predictions is not None:
             parts.append(getattr(self.loss.predictions, "__qualname__", ""))
+        if unreadable(self.model):  # weights that cannot be read are known by what they do
+            some = anchor(self.model)
+            few = next(iter(self.train)).select(slice(PROBED)).to(some.device, some.dtype)
+            parts.append(fingerprint({"outputs": _outputs(self, self.train, few)}))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -136,13 +141,15 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
             notes: Mapping[str, tuple[str, ...]] | None = None) -> Subject:
     """A subject from plain objects.
 
-    model: the fine-tuned module; it is copied and left as it is. start: the pretrained module, its state dict, or the
-    path of a checkpoint file. train, test: any iterable of batches (tuples of inputs and labels, dicts with `labels`,
-    BatchEncoding). loss: a registered name (`token-cross-entropy` and `next-token-cross-entropy` for labels
-    [batch, tokens], `binary-cross-entropy` for several labels per example) or a `Loss`. dtype: float32 or float64;
-    checkpoints are cast to it. head: path of the head layer, by default the selected layer that runs last. labels:
-    columns for the readings. init: the model's state before fine-tuning, from which a head is measured that the start
-    lacks; without it, from zero. notes: what reading the checkpoints changed, for the readings.
+    model: the fine-tuned module; it is copied and left as it is. A quantised model, one that transformers spread by
+    `device_map`, and one whose weights are on several devices are not moved, cast or stored twice; their weights that
+    are not floating-point numbers, or not at hand, are no layers and named in the notes. start: the pretrained module,
+    its state dict, or the path of a checkpoint file. train, test: any iterable of batches (tuples of inputs and labels,
+    dicts with `labels`, BatchEncoding). loss: a registered name (`token-cross-entropy` and `next-token-cross-entropy`
+    for labels [batch, tokens], `binary-cross-entropy` for several labels per example) or a `Loss`. dtype: float32 or
+    float64; checkpoints are cast to it. head: path of the head layer, by default the selected layer that runs last.
+    labels: columns for the readings. init: the model's state before fine-tuning, from which a head is measured that the
+    start lacks; without it, from zero. notes: what reading the checkpoints changed, for the readings.
 
     Raises `InputError` for weights that are not finite, a start that does not match, data that the model does not run
     on, inputs that are NaN, labels outside the classes, outputs that the loss does not take, a model whose outputs
@@ -152,11 +159,19 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     if dtype not in DTYPES:
         raise InputError(f"the dtype {dtype!r} came; choose one of {', '.join(DTYPES)}")
     place = {"device": get_device(device), "dtype": DTYPES[dtype]}
-    owned = copy.deepcopy(model).eval().requires_grad_(False).to(**place)
+    pinned = is_pinned(model)
+    if pinned and dtype != "float32":
+        raise InputError(f"dtype={dtype!r} came with a model that is quantised or spread over devices and cannot be "
+                         "cast; leave dtype out, or give a model of floating-point weights on one device")
+    owned = shared_copy(model) if pinned else copy.deepcopy(model).eval().requires_grad_(False).to(**place)
     train = train if isinstance(train, Batches) else Batches(train, "train")
     test = test if test is None or isinstance(test, Batches) else Batches(test, "test")
     result = Subject(name, owned, {}, get_loss(loss), train, test, engine or LocalEngine(), dict(labels or {}), head)
     notes = dict(notes or {})
+    if pinned:
+        held = ", ".join(unreadable(owned))
+        notes["end"] = (*notes.get("end", ()), "left on its devices and in its types"
+                        + (f"; no floating-point weights at hand, and not measured: {held}" if held else ""))
     _check_finite(result.state, f"weights of {name!r}")
     for data in filter(None, (train, test)):
         if not all(t.isfinite().all() for batch in data for t in batch.tensors() if t.is_floating_point()):
@@ -164,7 +179,13 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     _check_runs(result)
     state = start.state_dict() if isinstance(start, nn.Module) else start
     if isinstance(state, (str, PathLike)):
-        state, notes["start"] = read_start(state, owned.state_dict())
+        state, notes["start"] = read_start(state, result.state)
+    notes |= {which: data.notes for which, data in (("train", train), ("test", test)) if data is not None}
+    notes = {k: v for k, v in notes.items() if v}
+    if pinned:
+        started = started_in_place(result.state, [x.parameter for x in result.layers if not x.head], state)
+        _check_finite(started, f"start's weights of {name!r}")
+        return replace(result, start=started, notes=notes)
     heads = [next(layer.name for layer in result.layers if layer.head), *task_modules(owned)]
     skeleton = copy.deepcopy(owned)
     left_out = set(match(skeleton, dict(state), head=heads))
@@ -175,9 +196,8 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
         skeleton.load_state_dict({k: v for k, v in begun.state_dict().items() if k in drawn}, strict=False)
     started = {k: v.to(device=place["device"]) for k, v in skeleton.state_dict().items() if k not in left_out - drawn}
     _check_finite(started, f"start's weights of {name!r}")
-    notes |= {which: data.notes for which, data in (("train", train), ("test", test)) if data is not None}
     return Subject(result.name, owned, started, result.loss, train, test, result.engine, result.labels, head, drawn,
-                   {k: v for k, v in notes.items() if v})
+                   notes)
 
 
 def _check_finite(state: Mapping[str, Tensor], what: str) -> None:
@@ -192,8 +212,9 @@ PROBED = 4
 """Examples that are looked at to find out what kind of function the model is."""
 REPEAT = {"float32": 1e-4, "float64": 1e-9}
 """What rounding may change between two calls on the same examples, relative to the largest output."""
-REBATCH = {"float32": 1e-2, "float64": 1e-6}
-"""The same between batches of different size, which other kernels may carry out, and in lower precision."""
+REBATCH = {"float32": 1e-2, "float64": 1e-6, "pinned": 1e-1}
+"""The same between batches of different size, which other kernels may carry out, and in lower precision; a batch that
+is quantised as it comes is rounded to 8 bits of its largest number."""
 
 
 @contextlib.contextmanager
@@ -208,7 +229,7 @@ def _randomness_kept(device: torch.device) -> Iterator[None]:
 
 
 def _check_runs(subject: Subject) -> None:
-    some = next(iter(subject.model.parameters()))
+    some = anchor(subject.model)
     with _randomness_kept(some.device):
         for data in filter(None, (subject.train, subject.test)):
             few = next(iter(data)).select(slice(PROBED)).to(some.device, some.dtype)
@@ -313,7 +334,7 @@ def _check_repeats(subject: Subject, data: Batches, few: Batch, outputs: Tensor)
     if half == len(few):
         return
     changed = _difference(_outputs(subject, data, few.select(slice(half))), outputs[:half])
-    if changed > REBATCH[width] * largest:
+    if changed > REBATCH["pinned" if is_pinned(subject.model) else width] * largest:
         culprits = [name for name, m in subject.model.named_modules()
                     if isinstance(m, BATCH_NORMS) and m.running_mean is None]
         blame = f", because of {', '.join(culprits[:3])} without running statistics" if culprits else ""
@@ -351,6 +372,14 @@ def _leaves(tensor: Tensor) -> list[Tensor]:
 def _check_depends(subject: Subject) -> None:
     risk = subject.risk
     few = risk.place(next(iter(subject.train)).select(slice(PROBED)))
+    if is_pinned(subject.model):  # what has no derivative may still be moved
+        with torch.no_grad():
+            changed = not torch.equal(risk.outputs({k: 2 * w for k, w in risk.weights.items()}, few),
+                                      risk.outputs({}, few))
+        if not changed:
+            raise InputError(f"the outputs of {type(subject.model).__name__} do not change with any of the "
+                             f"{len(risk.layers)} layers' weights; give a model whose forward pass reads its weights")
+        return
     with torch.enable_grad():
         outputs = risk.outputs({k: w.detach().requires_grad_() for k, w in risk.weights.items()}, few)
     if not outputs.requires_grad:

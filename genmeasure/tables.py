@@ -31,8 +31,9 @@ def bound_comparison(readings: pd.DataFrame) -> pd.DataFrame:
     """One row per bound and variant.
 
     Columns: `bound`, `variant`, `kind`, `checkpoints`; `value`, the bound's total (for several checkpoints the median
-    with its range `value low`, `value high`, for one its `value stderr`), in units of the loss; `log10` of it (the
-    median; finite also where the value overflows); `vacuous`, the share of checkpoints whose bound says nothing;
+    with its range `value low`, `value high`, for one its `value stderr`); `of`, what it bounds, the `loss` or the 0-1
+    `error`; `log10` of the value (the median; finite also where it overflows); `vacuous`, the share of checkpoints
+    whose bound says nothing;
     `violated assumptions`, with the number of checkpoints where not all of them violate it; `not defined`, why the
     theorem has no expression for the network; `failed` checkpoints.
     """
@@ -46,7 +47,8 @@ def bound_comparison(readings: pd.DataFrame) -> pd.DataFrame:
         values, log = total["value"], good.loc[good["term"] == "log10", "value"]
         several = len(values) > 1
         rows.append({
-            "bound": bound, "variant": variant, "kind": part["kind"].iloc[0], "checkpoints": good["subject"].nunique(),
+            "bound": bound, "variant": variant, "kind": part["kind"].iloc[0],
+            "of": "loss" if (total["unit"] == "loss").any() else "error", "checkpoints": good["subject"].nunique(),
             "value": values.median(),
             "value stderr": total["stderr"].iloc[0] if len(values) == 1 else np.nan,
             "value low": values.min() if several else np.nan, "value high": values.max() if several else np.nan,
@@ -54,8 +56,8 @@ def bound_comparison(readings: pd.DataFrame) -> pd.DataFrame:
             "vacuous": good.loc[good["term"] == "vacuous", "value"].mean(),
             "violated assumptions": _violated(good), "not defined": published.reasons(good),
             "failed": part.loc[part["error"] != "", "subject"].nunique()})
-    columns = ["bound", "variant", "kind", "checkpoints", "value", "value stderr", "value low", "value high", "log10",
-               "vacuous", "violated assumptions", "not defined", "failed"]
+    columns = ["bound", "variant", "kind", "of", "checkpoints", "value", "value stderr", "value low", "value high",
+               "log10", "vacuous", "violated assumptions", "not defined", "failed"]
     return pd.DataFrame(rows, columns=columns)
 
 

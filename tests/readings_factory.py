@@ -88,7 +88,8 @@ def _subject(name: str, labels: dict, regularised: float, noise: float, generato
         params = {"variant": variant} if variant else {"loss_upper": "max-sample"}
         for layer in LAYERS:
             add(bound, total / len(LAYERS), term=layer, kind=kind, **params)
-        add(bound, total, term="total", kind=kind, **params)
+        unit = "loss" if bound in ("ju2022", "li2021") else "fraction"
+        add(bound, total, term="total", kind=kind, unit=unit, **params)
         add(bound, log, term="log10", kind=kind, **params)
         add(bound, float(log > 0.7), term="vacuous", kind=kind, **params)
         add(bound, float(bound == "ju2022"), term="assumes:bounded-loss", kind=kind, **params)

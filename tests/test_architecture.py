@@ -17,7 +17,7 @@ ROWS = (  # from the bottom
     {"measures", "bounds", "training"},
     {"study", "demo"},
     {"report", "tables", "published", "plots", "correlate", "predictive", "readings"},
-    {"publish", "cli", "__main__", "__init__"},
+    {"publish", "train_command", "train_options", "cli", "__main__", "__init__"},
 )
 HEIGHT = {name: height for height, row in enumerate(ROWS) for name in row}
 SHOWING = ROWS[6]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -23,6 +24,8 @@ from genmeasure.checkpoints.read import read
 from genmeasure.checkpoints.write import write
 from genmeasure.cli import main, named, parser
 from genmeasure.errors import InputError
+from genmeasure.train_options import SETTINGS
+from genmeasure.training.settings import Settings
 
 MODEL = f"{small.FILE}:residual"
 QUICK = ("--measure", "distance", "--measure", "noise-stability:sigmas=0.01,0.02,max_passes=2")
@@ -340,16 +343,83 @@ def test_train_then_audit(folder, capsys):
     assert all(torch.equal(v, found.tensors[k]) for k, v in read(again).tensors.items())
 
 
+def test_train_into_a_folder_resumes_and_can_be_audited(folder, capsys):
+    """With label noise, which the checkpoint tells of and the consistent loss is told of."""
+    run = folder / "run"
+    arguments = train_arguments(folder, out=run, algorithm="consistent-loss", noise="symmetric:rate=0.3", epochs="3",
+                                select="loss", schedule="cosine")
+    arguments += ["--betas", "0.8", "0.9"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"wrote {run / 'best.safetensors'} after 3 epochs in ")
+    found = read(run / "best.safetensors").metadata
+    assert (found["algorithm"], found["noise"], found["seed"]) == ("consistent-loss", "symmetric:rate=0.3", "0")
+    assert found["train"].endswith("data.npz#train")
+    assert json.loads(found["settings"])["betas"] == [0.8, 0.9]
+    assert {"start", "train_data", "epoch", "history", "pieces"} <= set(found)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    before = {p.name: p.stat().st_mtime_ns for p in run.iterdir() if p.name != "metrics.jsonl"}
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == said
+    assert {p.name: p.stat().st_mtime_ns for p in run.iterdir() if p.name != "metrics.jsonl"} == before
+    assert main(audit_arguments(folder, "--measure", "distance", end=run / "best.safetensors")) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert capsys.readouterr().err.endswith("give each run a folder of its own\n")
+
+
+def test_a_file_of_another_command_is_not_replaced(folder, capsys):
+    arguments = train_arguments(folder)
+    assert main(arguments) == 0
+    file = folder / "trained" / "new.safetensors"
+    before = file.read_bytes()
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"{file} is there already, made by this command\n"
+    assert main([*arguments, "--algorithm", "sam"]) == 2
+    assert capsys.readouterr().err.endswith("give each run an output of its own\n")
+    assert file.read_bytes() == before
+
+
+def test_train_with_tensorboard_and_a_known_confusion_matrix(folder):
+    np.save(folder / "confusion.npy", np.array([[0.8, 0.2, 0.0], [0.1, 0.9, 0.0], [0.0, 0.1, 0.9]]))
+    run = folder / "run"
+    assert main(train_arguments(folder, "--log-every", "1", out=run, log="tensorboard", algorithm="consistent-loss",
+                                confusion=folder / "confusion.npy")) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for name in ("training_loss", "validation_error", "loss", "learning_rate"):
+        wanted = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+        if name != "learning_rate":
+            assert [(e.step, e.value) for e in events.Scalars(name)] == [(s, pytest.approx(v)) for s, v in wanted]
+    assert main(train_arguments(folder, out=folder / "other", algorithm="consistent-loss", confusion="0.2")) == 0
+
+
+def test_every_setting_has_an_option():
+    settings = {f.name: f.default for f in dataclasses.fields(Settings) if f.name not in ("seed", "device")}
+    assert {name: default for name, (_, default, _) in SETTINGS.items()} == settings
+
+
 @pytest.mark.parametrize(("given", "end_of_sentence"), [
-    ({"out": "model.pth"}, "give a file that ends in .safetensors"),
+    ({"out": "model.pth"}, "give a folder, or a file that ends in .safetensors"),
+    ({"out": "run", "algorithm": "consistent-loss"}, "[classes, classes] with the true label in rows"),
+    ({"log": "tensorbord", "out": "run"}, "did you mean 'tensorboard'?"),
+    ({"log": "tensorboard"}, "give a folder, in which figures have a place"),
+    ({"precision": "half"}, "known are: bfloat16, float16, float32"),
+    ({"save-every": "0", "out": "run"}, "it must be at least 1 step"),
     ({"algorithm": "plian"}, "did you mean 'plain'?"),
     ({"algorithm": "sam:rhoo=1"}, "did you mean 'rho'?"),
     ({"optimizer": "adma"}, "did you mean 'adam'?"),
     ({"epochs": "0"}, "it must be at least 1"),
     ({"learning-rate": "1e9"}, "use a smaller learning rate"),
     ({"train": "nowhere.npz"}, "give the path of an existing .npz"),
-    ({"noise": "0.2"}, "it describes noise that is in the labels already, for consistent-loss"),
-    ({"noise": "2", "algorithm": "consistent-loss"}, "give a fraction from 0 to below 1"),
+    ({"noise": "0.2"}, "or --confusion 0.2 for noise that is in them already"),
+    ({"noise": "symetric:rate=0.2"}, "did you mean 'symmetric'?"),
+    ({"noise": "symmetric:rate=2"}, "give a fraction between 0 and 1"),
+    ({"noise": "symmetric:rate=0.2", "confusion": "0.2"}, "so leave --confusion out"),
+    ({"confusion": "2", "algorithm": "consistent-loss"}, "or a .npy or .csv file"),
+    ({"confusion": "nowhere.npy"}, "give the path of a file"),
     ({"algorithm": "l2-sp:weight=abc"}, "give a number"),
 ])
 def test_bad_training_is_one_line_exit_2_and_no_output(folder, capsys, monkeypatch, given, end_of_sentence):

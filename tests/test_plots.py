@@ -81,11 +81,23 @@ def test_measure_against_gap_is_logarithmic_for_wide_ranges(study):
 
 
 def test_bounds_place_what_overflows(study):
-    panel = plots.bound_comparison(study).axes[0]
+    panel = plots.bound_comparison(study).axes[-1]
     names = [label.get_text() for label in panel.get_yticklabels()]
-    assert names[0] == "measured loss-gap"
+    assert names[:2] == ["measured gap", "measured test loss"]
     assert names[-1] == "li2021 (table)"
     assert panel.get_xlim()[1] > 320
+
+
+def test_bounds_of_the_error_and_of_the_loss_stand_apart(study):
+    drawn = plots.bound_comparison(study)
+    of = {panel.get_xlabel().partition(":")[0]: {label.get_text() for label in panel.get_yticklabels()}
+          for panel in drawn.axes}
+    assert of == {
+        "bounds of the 0-1 error": {"measured gap", "measured test error", "neyshabur2018 (table)",
+                                    "neyshabur2018 (theorem)"},
+        "bounds of the loss": {"measured gap", "measured test loss", "ju2022", "li2021 (table)", "li2021 (theorem)"}}
+    only = plots.bound_comparison(study[study["measure"].isin(["gap", "ju2022"])])
+    assert [panel.get_xlabel().partition(":")[0] for panel in only.axes] == ["bounds of the loss"]
 
 
 @pytest.mark.parametrize(("draw", "words"), [

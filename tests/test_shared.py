@@ -44,3 +44,19 @@ def test_what_fails_is_paid_for_and_tried_again():
             shared.remember("key", fail)
         assert shared.passes == 2 * attempt
     assert shared.remember("key", lambda: "found") == "found"
+
+
+def test_a_quantity_that_cannot_be_had_is_charged_to_nobody():
+    shared = Shared()
+
+    def lacking():
+        raise ValueError
+
+    def without():
+        try:
+            return shared.remember("lacking", lacking)
+        except ValueError:
+            return "without it"
+    assert [shared.remember("whole", without) for _ in range(2)] == ["without it"] * 2
+    shared.new_reading()
+    assert shared.remember("whole", without) == "without it"

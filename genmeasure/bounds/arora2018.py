@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from genmeasure.bounds.assumptions import expressible, feed_forward
-from genmeasure.bounds.terms import check_delta, laid_out, percentile_margin
+from genmeasure.bounds.terms import ZERO_ONE, check_delta, exponential, laid_out, log_sum, logarithm, percentile_margin
 from genmeasure.errors import unknown
 from genmeasure.estimate import Estimate
 from genmeasure.layers import Layer
@@ -29,23 +29,24 @@ def patches(layer: Layer) -> int:
     return max(map(taps_on_a_pixel, module.kernel_size, module.stride, module.dilation))
 
 
-def layer_sum(found: Sequence[Cushion], reach: Sequence[int]) -> Estimate:
-    """sum_i beta_i^2 c_i^2 ceil(kappa_i/s_i)^2 / (mu_i^2 mu_i->^2), standard error to first order."""
-    total = squares = 0.0
+def log_layer_sum(found: Sequence[Cushion], reach: Sequence[int]) -> Estimate:
+    """ln sum_i beta_i^2 c_i^2 ceil(kappa_i/s_i)^2 / (mu_i^2 mu_i->^2), standard error to first order."""
+    logs, squares = [], []
     for cushion, patch in zip(found, reach, strict=True):
         if cushion.layer == 0 or cushion.interlayer.value == 0:
             return Estimate(math.inf)
-        part = (cushion.spread.value * cushion.contraction**2 * patch**2
-                / (cushion.layer**2 * cushion.interlayer.value**2))
-        total += part
-        relative = [cushion.spread.stderr / cushion.spread.value,
-                    2 * cushion.interlayer.stderr / cushion.interlayer.value]
-        squares += part**2 * sum(r**2 for r in relative)
+        logs.append(math.log(cushion.spread.value) + 2 * (math.log(cushion.contraction * patch)
+                    - math.log(cushion.layer) - math.log(cushion.interlayer.value)))
+        squares.append((cushion.spread.stderr / cushion.spread.value) ** 2
+                       + (2 * cushion.interlayer.stderr / cushion.interlayer.value) ** 2)
+    total = log_sum(logs)
+    spread = math.sqrt(sum(math.exp(2 * (log - total)) * q for log, q in zip(logs, squares, strict=True)))
     drawn = [e.n for c in found for e in (c.spread, c.interlayer) if e.stderr > 0]
-    return Estimate(total, math.sqrt(squares), min(drawn, default=1))
+    return Estimate(total, spread, min(drawn, default=1))
 
 
-@bound("arora2018", index=("term",), needs=("classes",), kind={"theorem": "measure", "table": "reproduction"},
+@bound("arora2018", index=("term",), unit=ZERO_ONE, needs=("classes",),
+       kind={"theorem": "measure", "table": "reproduction"},
        source="arXiv:1802.05296, Theorems 4.1 and 5.1, Lemma 3; table: Figure 4 there and Ju, Li & Zhang 2022 "
               "(reconstructed)", defined=defined, assumes=(feed_forward,))
 def arora2018(subject: Subject, *, variant: str = "table", percentile: float = 0.1, delta: float = 0.05,
@@ -66,17 +67,20 @@ def arora2018(subject: Subject, *, variant: str = "table", percentile: float = 0
     remarks, n, d = {"margin": gamma, "margin-error": error}, subject.train.size, len(subject.layers)
     found = list(cushions(subject, examples=examples, probes=probes, seed=seed).values())
     reach = [patches(x) for x in subject.layers]
-    total, largest = layer_sum(found, reach), largest_output(subject)
-    factor = (largest / gamma) ** 2 / n if gamma > 0 else math.inf
+    log_factor = logarithm(largest_output(subject)) - 0.5 * math.log(n)
     if variant == "theorem":
         contraction = max(c.contraction for c in found)
-        logarithm = math.log(n * d * max(x.width for x in subject.layers) / delta)
-        factor *= 2 * 72 * contraction**2 * d**2 * logarithm
-        total = layer_sum([Cushion(c.layer, c.interlayer, 1.0, c.spread) for c in found], reach)
-    value = math.sqrt(factor * total.value)
-    spread = value * total.stderr / (2 * total.value) if math.isfinite(value) else 0.0
-    terms = {"complexity": Estimate(value, spread, total.n if spread else n)}
-    return laid_out(({"margin-loss": error} if variant == "theorem" else {}) | terms, trivial=1.0, remarks=remarks, n=n)
+        width = max(x.width for x in subject.layers)
+        log_factor += 0.5 * math.log(2 * 72 * d**2 * math.log(n * d * width / delta)) + math.log(contraction)
+        found = [Cushion(c.layer, c.interlayer, 1.0, c.spread) for c in found]
+    inside = log_layer_sum(found, reach)
+    log_paid = log_factor - math.log(gamma) + inside.value / 2 if gamma > 0 else math.inf
+    value, relative = exponential(log_paid), inside.stderr / 2
+    terms = {"complexity": Estimate(value, value * relative, inside.n) if relative and value < math.inf else value}
+    if variant == "table":
+        return laid_out(terms, log_total=log_paid, trivial=1.0, remarks=remarks, n=n)
+    return laid_out({"margin-loss": error, **terms}, log_total=log_sum([logarithm(error), log_paid]), trivial=1.0,
+                    remarks=remarks, n=n)
 
 
 def largest_output(subject: Subject) -> float:

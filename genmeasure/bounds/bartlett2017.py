@@ -6,7 +6,7 @@ import math
 
 from genmeasure.bounds.assumptions import expressible, feed_forward
 from genmeasure.bounds.layer_norms import check_no_dead_layer, layer_norms
-from genmeasure.bounds.terms import complexity, log_sum, logarithm, percentile_margin
+from genmeasure.bounds.terms import ZERO_ONE, complexity, log_sum, logarithm, percentile_margin
 from genmeasure.errors import unknown
 from genmeasure.estimate import Estimate
 from genmeasure.predictions import predictions
@@ -20,7 +20,7 @@ def log_complexity(norms: list[float], distances: list[float]) -> float:
     return sum(math.log(s) for s in norms) + 1.5 * ratios
 
 
-@bound("bartlett2017", index=("term",), needs=("classes", "input-norm"), defined=expressible,
+@bound("bartlett2017", index=("term",), unit=ZERO_ONE, needs=("classes", "input-norm"), defined=expressible,
        kind={"start": "measure", "zero": "measure"}, source="arXiv:1706.08498, Theorem 1.1", assumes=(feed_forward,))
 def bartlett2017(subject: Subject, *, variant: str = "start", percentile: float = 0.1) -> dict[str, Estimate]:
     """|X|_F P (sum_i (|W_i - M_i|_(2,1) / s_i)^(2/3))^(3/2) / (margin n), without the theorem's ln(width).

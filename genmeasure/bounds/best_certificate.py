@@ -5,7 +5,7 @@ from __future__ import annotations
 from genmeasure.bounds.assumptions import distinct_examples, independent_start
 from genmeasure.bounds.lotfi2022 import lotfi2022
 from genmeasure.bounds.pacbayes_kl import enough_examples, pacbayes_kl
-from genmeasure.bounds.terms import check_delta
+from genmeasure.bounds.terms import ZERO_ONE, check_delta
 from genmeasure.estimate import Estimate, Estimates
 from genmeasure.measures.hessian_trace import MAX_PASSES
 from genmeasure.registry import bound
@@ -17,7 +17,8 @@ CERTIFICATES = {"pacbayes-kl (layerwise)": lambda s, **given: pacbayes_kl(s, var
                     s, variant="kl", delta=given["delta"], start_saw_sample=given["start_saw_sample"])}
 
 
-@bound("best-certificate", index=("term",), kind="certificate", needs=("classes",), defined=enough_examples,
+@bound("best-certificate", index=("term",), unit=ZERO_ONE, kind="certificate", needs=("classes",),
+       defined=enough_examples,
        source="union bound over pacbayes-kl and lotfi2022", assumes=(independent_start, distinct_examples))
 def best_certificate(subject: Subject, *, delta: float = 0.05, draws: int = 500, trace_max_passes: int = MAX_PASSES,
                      start_saw_sample: bool = False, seed: int = 0) -> dict[str, Estimate]:

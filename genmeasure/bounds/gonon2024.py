@@ -7,7 +7,7 @@ import math
 from torch import nn
 
 from genmeasure.bounds.gouk2021 import largest_entry
-from genmeasure.bounds.terms import exponential, laid_out, log_sum, logarithm, percentile_margin
+from genmeasure.bounds.terms import ZERO_ONE, exponential, laid_out, log_sum, logarithm, percentile_margin
 from genmeasure.errors import unknown
 from genmeasure.estimate import Estimate
 from genmeasure.path_norm import log_path_norm
@@ -46,7 +46,7 @@ def rectified(subject: Subject) -> str | None:
     return definable(subject, log_path_norm, "the path norm")
 
 
-@bound("gonon2024", index=("term",), needs=("classes", "input-norm"), defined=rectified,
+@bound("gonon2024", index=("term",), unit=ZERO_ONE, needs=("classes", "input-norm"), defined=rectified,
        kind={"theorem": "measure", "sharpened": "measure"}, source="arXiv:2310.01225, Theorem 1; bounds.md 3.10")
 def gonon2024(subject: Subject, *, variant: str = "sharpened", percentile: float = 0.1) -> dict[str, Estimate]:
     """Margin loss plus 4 B / (margin sqrt n) times a logarithmic factor times the L1 path norm.

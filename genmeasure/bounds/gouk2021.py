@@ -7,6 +7,7 @@ import math
 from genmeasure.bounds.assumptions import bounded_inputs, expressible, feed_forward
 from genmeasure.bounds.layer_norms import check_no_dead_layer, layer_norms
 from genmeasure.bounds.terms import (
+    ZERO_ONE,
     check_delta,
     complexity,
     exponential,
@@ -52,7 +53,7 @@ def largest_entry(subject: Subject) -> float:
     return max(t.abs().max().item() for b in subject.train for t in b.input_tensors() if t.is_floating_point())
 
 
-@bound("gouk2021", index=("term",), needs={"table": (), "mars": ("classes", "input-norm"),
+@bound("gouk2021", index=("term",), unit=ZERO_ONE, needs={"table": (), "mars": ("classes", "input-norm"),
                                            "frobenius": ("classes", "input-norm")},
        kind={"table": "reproduction", "mars": "measure", "frobenius": "measure"}, defined=expressible,
        source="arXiv:2002.08253, Theorems 1 and 2; table: Ju, Li & Zhang 2022 (reconstructed, bounds.md 2.1 a)",

@@ -6,7 +6,7 @@ import math
 
 from genmeasure.bounds.assumptions import unused_test_data
 from genmeasure.bounds.inversions import bernstein, binomial_upper, hoeffding, kl_inverse
-from genmeasure.bounds.terms import check_delta, laid_out
+from genmeasure.bounds.terms import ZERO_ONE, check_delta, laid_out
 from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import Estimate, Estimates
 from genmeasure.predictions import predictions
@@ -19,7 +19,7 @@ BOUNDS = {"binomial": lambda wrong, n, delta: binomial_upper(wrong, n, delta),
           "hoeffding": lambda wrong, n, delta: hoeffding(wrong / n, n, delta)}
 
 
-@bound("hold-out", index=("term",), needs=("classes", "test"), kind=dict.fromkeys(BOUNDS, "certificate"),
+@bound("hold-out", index=("term",), unit=ZERO_ONE, needs=("classes", "test"), kind=dict.fromkeys(BOUNDS, "certificate"),
        source="Clopper & Pearson 1934; Maurer & Pontil 2009, arXiv:0907.3740; bounds.md 3.11 (h)",
        assumes=(unused_test_data,))
 def hold_out(subject: Subject, *, variant: str = "binomial", delta: float = 0.05,

@@ -6,7 +6,7 @@ import math
 
 from genmeasure.bounds.assumptions import bounded_loss, expressible, feed_forward
 from genmeasure.bounds.layer_norms import layer_norms
-from genmeasure.bounds.terms import exponential, laid_out, log_sum, loss_bound
+from genmeasure.bounds.terms import exponential, laid_out, log_sum, logarithm, loss_bound
 from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import Estimate
 from genmeasure.predictions import largest_input_norm, predictions
@@ -24,7 +24,7 @@ def log_complexity(source_norms: list[float], distances: list[float]) -> float:
     return 2 * log_sum(sum(reach) - r for r in reach) + math.log(sum(d**2 for d in distances))
 
 
-@bound("li2021", index=("term",), needs={"theorem": ("input-norm",), "table": ()},
+@bound("li2021", index=("term",), unit="loss", needs={"theorem": ("input-norm",), "table": ()},
        kind={"theorem": "measure", "table": "reproduction"},
        source="arXiv:2111.04578, constants reconstructed (bounds.md 3.5)", defined=expressible, assumes=(
            feed_forward, bounded_loss))
@@ -51,6 +51,8 @@ def li2021(subject: Subject, *, variant: str = "table", epsilon: float = 0.1, de
     reach, width = largest_input_norm(subject), max(x.width for x in subject.layers)
     log_inside = (math.log(36 / epsilon**2 * reach**2 * width * math.log(4 * len(norms) * width * reach))
                   + log_complexity(norms, unrolled))
-    inside = exponential(log_inside) + 3 * math.log(n / delta) + 8
-    terms = {"training-loss": found.loss.mean().item(), "epsilon": epsilon, "complexity": c * math.sqrt(inside / n)}
-    return laid_out(terms, trivial=c, remarks={"loss-bound": c}, n=n)
+    log_paid = 0.5 * (log_sum([log_inside, math.log(3 * math.log(n / delta) + 8)]) - math.log(n)) + logarithm(c)
+    loss = found.loss.mean().item()
+    terms = {"training-loss": loss, "epsilon": epsilon, "complexity": exponential(log_paid)}
+    return laid_out(terms, log_total=log_sum([logarithm(loss), math.log(epsilon), log_paid]), trivial=c,
+                    remarks={"loss-bound": c}, n=n)

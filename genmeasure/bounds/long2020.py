@@ -6,7 +6,7 @@ import math
 
 from genmeasure.bounds.assumptions import bounded_inputs, expressible, feed_forward
 from genmeasure.bounds.layer_norms import check_no_dead_layer, layer_norms
-from genmeasure.bounds.terms import complexity, log_sum, logarithm, percentile_margin
+from genmeasure.bounds.terms import ZERO_ONE, complexity, log_sum, logarithm, percentile_margin
 from genmeasure.errors import unknown
 from genmeasure.estimate import Estimate
 from genmeasure.predictions import largest_input_norm
@@ -26,7 +26,7 @@ def log_theorem(distances: list[float], excess: float, reach: float, margin: flo
     return 0.5 * (math.log(parameters) + logarithm(inside) - math.log(n))
 
 
-@bound("long2020", index=("term",), needs={"theorem": ("classes", "input-norm"), "table": ()},
+@bound("long2020", index=("term",), unit=ZERO_ONE, needs={"theorem": ("classes", "input-norm"), "table": ()},
        kind={"theorem": "measure", "table": "reproduction"}, defined=expressible,
        source="arXiv:1905.12600, Theorem 3.1; table: Ju, Li & Zhang 2022 (reconstructed, bounds.md 2.1 c)",
        assumes=(feed_forward, bounded_inputs))

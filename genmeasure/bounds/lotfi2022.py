@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from genmeasure.bounds.assumptions import distinct_examples, independent_start
 from genmeasure.bounds.inversions import best_catoni, code_length, kl_inverse
 from genmeasure.bounds.moved import Moved, choice_nats, errors, first_batches, moved
-from genmeasure.bounds.terms import check_delta, laid_out
+from genmeasure.bounds.terms import ZERO_ONE, check_delta, laid_out
 from genmeasure.data.batches import Batch
 from genmeasure.errors import unknown
 from genmeasure.estimate import Estimate, Estimates
@@ -58,21 +59,34 @@ def universal_bits(number: int) -> int:
     return 2 * int(math.log2(number + 1)) + 1
 
 
-def low_rank(numbers: Tensor, rank: int, step: float) -> Coded:
-    """The product of the two quantised factors of the best approximation of this rank, [out, rest]."""
+Factors = tuple[Tensor, Tensor]
+"""[out, k] and [k, rest]: their first r columns and rows make the best approximation of rank r."""
+
+
+def best_factors(numbers: Tensor) -> Factors:
+    """Factors of numbers [out, ...] up to the largest rank that is tried."""
     u, s, v = torch.linalg.svd(numbers.reshape(len(numbers), -1), full_matrices=False)
-    root = s[:rank].sqrt()
-    left, right = quantised(u[:, :rank] * root, step), quantised(root[:, None] * v[:rank], step)
-    return Coded((left.value @ right.value).reshape(numbers.shape), left.nats + right.nats)
+    root = s[:max(RANKS)].sqrt()
+    return u[:, :len(root)] * root, root[:, None] * v[:len(root)]
 
 
-def compressed(subject: Subject, tensors: list[Moved], count: int, step: float, rank: int) -> Compressed:
-    """Every tensor that moved, of its start plus the coded move; matrices that have more than `rank` by `low_rank`."""
+def low_rank(factors: Factors, rank: int, step: float) -> Coded:
+    """The product of the two quantised factors of the best approximation of this rank, [out, rest]."""
+    left, right = quantised(factors[0][:, :rank], step), quantised(factors[1][:rank], step)
+    return Coded(left.value @ right.value, left.nats + right.nats)
+
+
+def compressed(subject: Subject, tensors: list[Moved], factors: Mapping[str, Factors], count: int, step: float,
+               rank: int) -> Compressed:
+    """Every tensor that moved, of its start plus the coded move; matrices that have more than `rank` by `low_rank`.
+
+    factors: `best_factors` of the moves of matrices, by path. count: of all tensors.
+    """
     state, nats = {}, choice_nats(count, [0] * len(tensors), 1) + math.log(len(STEPS) * len(RANKS))
     for m in tensors:
         narrow = m.move.ndim < 2 or rank == 0 or rank >= min(len(m.move), m.move[0].numel())
-        coded = quantised(m.move, step) if narrow else low_rank(m.move, rank, step)
-        state[m.path] = m.value(m.start + coded.value, subject.state[m.path])
+        coded = quantised(m.move, step) if narrow else low_rank(factors[m.path], rank, step)
+        state[m.path] = m.value(m.start + coded.value.reshape(m.start.shape), subject.state[m.path])
         nats += coded.nats
     return Compressed(state, nats)
 
@@ -82,10 +96,11 @@ def best_compressed(subject: Subject, search_examples: int) -> tuple[Compressed,
     def compute() -> tuple[Compressed, float, dict[str, float]]:
         tensors, count = moved(subject)
         searched = first_batches(subject, search_examples)
+        factors = {m.path: best_factors(m.move) for m in tensors if m.move.ndim > 1}
         best = (math.inf, None, {})
-        for rank in (RANKS if any(m.move.ndim > 1 for m in tensors) else RANKS[:1]):
+        for rank in (RANKS if factors else RANKS[:1]):
             for step in STEPS:
-                found = compressed(subject, tensors, count, step, rank)
+                found = compressed(subject, tensors, factors, count, step, rank)
                 wrong = torch.cat([errors(subject, found.state, b) for b in searched]).mean().item()
                 value = kl_inverse(wrong, found.nats / subject.train.size)
                 if value < best[0] or best[1] is None:
@@ -98,7 +113,7 @@ def best_compressed(subject: Subject, search_examples: int) -> tuple[Compressed,
     return subject.remember(f"compressed {search_examples}", compute)
 
 
-@bound("lotfi2022", index=("term",), unit={"bits": "bits", "*-nats": "nats"}, needs=("classes",),
+@bound("lotfi2022", index=("term",), unit=ZERO_ONE, needs=("classes",),
        kind={"kl": "certificate", "catoni": "certificate"}, source="Lotfi et al. 2022, arXiv:2211.13609",
        assumes=(independent_start, distinct_examples))
 def lotfi2022(subject: Subject, *, variant: str = "kl", delta: float = 0.05, search_examples: int = 256,

@@ -6,7 +6,15 @@ import math
 
 from genmeasure.bounds.assumptions import bounded_inputs, expressible, feed_forward, known_modules
 from genmeasure.bounds.layer_norms import check_no_dead_layer, layer_norms
-from genmeasure.bounds.terms import complexity, exponential, laid_out, percentile_margin
+from genmeasure.bounds.terms import (
+    ZERO_ONE,
+    complexity,
+    exponential,
+    laid_out,
+    log_sum,
+    logarithm,
+    percentile_margin,
+)
 from genmeasure.errors import InputError, unknown
 from genmeasure.estimate import Estimate
 from genmeasure.predictions import largest_input_norm, predictions
@@ -32,10 +40,10 @@ def log_divergence(spectral_norms: list[float], ratios: list[float], margin: flo
             + (2 * d - 2) * log_beta + 2 * log_product / d + math.log(sum(r**2 for r in ratios)))
 
 
-def certified_complexity(log_kl: float, depth: int, m: int, delta: float) -> float:
-    """4 sqrt( (KL + ln(6 d m^(1 + 1/2d) / delta)) / (m - 1) )."""
+def log_certified_complexity(log_kl: float, depth: int, m: int, delta: float) -> float:
+    """ln( 4 sqrt( (KL + ln(6 d m^(1 + 1/2d) / delta)) / (m - 1) ) )."""
     confidence = math.log(6 * depth / delta) + (1 + 1 / (2 * depth)) * math.log(m)
-    return 4 * math.sqrt((exponential(log_kl) + confidence) / (m - 1))
+    return math.log(4) + 0.5 * (log_sum([log_kl, math.log(confidence)]) - math.log(m - 1))
 
 
 def grid_log_beta(log_beta: float, depth: int, margin: float, input_norm: float, m: int) -> float:
@@ -52,7 +60,7 @@ def grid_log_beta(log_beta: float, depth: int, margin: float, input_norm: float,
     return math.log(math.exp(low) + step * spacing)
 
 
-@bound("neyshabur2018", index=("term",),
+@bound("neyshabur2018", index=("term",), unit=ZERO_ONE,
        needs={"theorem": ("classes", "input-norm"), "code": ("classes",), "table": ("classes",)},
        kind={"theorem": "certificate", "code": "measure", "table": "reproduction"},
        source="arXiv:1707.09564, Theorem 1; table: Ju, Li & Zhang 2022 (reconstructed)", defined=expressible,
@@ -90,12 +98,13 @@ def neyshabur2018(subject: Subject, *, variant: str = "theorem", delta: float = 
                              "holds for every input")
         log_beta = sum(math.log(s) for s in norms) / d
 
-        def at(gamma: float) -> tuple[float, float, float]:
+        def at(gamma: float) -> tuple[float, float, float, float]:
             log_kl = log_divergence(norms, ratios, gamma, b, width, grid_log_beta(log_beta, d, gamma, b, n))
-            return ((found.margin <= gamma).double().mean().item(),
-                    certified_complexity(log_kl, d, n, delta / len(MARGIN_EXPONENTS)), gamma)
-        empirical, paid, gamma = min((at(2.0**j) for j in MARGIN_EXPONENTS), key=lambda t: t[0] + t[1])
-        return laid_out({"margin-loss": empirical, "complexity": paid}, trivial=1.0,
+            log_paid = log_certified_complexity(log_kl, d, n, delta / len(MARGIN_EXPONENTS))
+            wrong = (found.margin <= gamma).double().mean().item()
+            return log_sum([logarithm(wrong), log_paid]), wrong, log_paid, gamma
+        log_total, wrong, log_paid, gamma = min(at(2.0**j) for j in MARGIN_EXPONENTS)
+        return laid_out({"margin-loss": wrong, "complexity": exponential(log_paid)}, log_total=log_total, trivial=1.0,
                         remarks={"margin": gamma}, n=n)
 
     norms = layer_norms(subject, "weight", "spectral")

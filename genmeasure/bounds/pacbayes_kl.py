@@ -12,7 +12,7 @@ from torch import Tensor
 from genmeasure.bounds.assumptions import distinct_examples, independent_start
 from genmeasure.bounds.inversions import drawn_upper, dziugaite_budget, kl_inverse, pac_bayes_budget
 from genmeasure.bounds.moved import Moved, choice_nats, errors, first_batches, moved
-from genmeasure.bounds.terms import check_delta, laid_out
+from genmeasure.bounds.terms import ZERO_ONE, check_delta, laid_out
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.trace import block_traces
 from genmeasure.data.batches import Batch
@@ -209,7 +209,7 @@ def enough_examples(subject: Subject) -> str | None:
     return None if n >= LEAST_EXAMPLES else f"the bound has no proof for {n} examples, fewer than {LEAST_EXAMPLES}"
 
 
-@bound("pacbayes-kl", index=("term",), unit={"kl": "nats", "*-nats": "nats"}, needs=("classes",),
+@bound("pacbayes-kl", index=("term",), unit=ZERO_ONE, needs=("classes",),
        defined=enough_examples,
        kind={"layerwise": "certificate", "isotropic": "certificate"},
        source="Maurer 2004, arXiv:cs/0411099; Dziugaite & Roy 2017, arXiv:1703.11008; variances: bounds.md 3.7",

@@ -8,6 +8,7 @@ from genmeasure.bounds.assumptions import bounded_inputs, expressible, feed_forw
 from genmeasure.bounds.layer_norms import check_no_dead_layer, layer_norms
 from genmeasure.bounds.neyshabur2018 import log_table
 from genmeasure.bounds.terms import (
+    ZERO_ONE,
     check_delta,
     complexity,
     exponential,
@@ -44,7 +45,7 @@ def log_divergence(norms: list[float], distances: list[float], noise: list[float
     return math.log(8) + 4 + 2 * (math.log(input_norm * sum(noise) / margin) + product) + ratios
 
 
-@bound("pitas2017", index=("term",), needs={"theorem": ("classes", "input-norm"), "table": ("classes",)},
+@bound("pitas2017", index=("term",), unit=ZERO_ONE, needs={"theorem": ("classes", "input-norm"), "table": ("classes",)},
        kind={"theorem": "measure", "table": "reproduction"}, defined=expressible,
        source="arXiv:1801.00171; table: Ju, Li & Zhang 2022 (reconstructed, bounds.md 2.1 f)",
        assumes=(feed_forward, known_modules, bounded_inputs))

@@ -16,6 +16,10 @@ REMARKS = ("total", "log10", "vacuous", "loss-bound", "margin", "margin-error", 
            "confidence-nats")
 """Terms that are not added up; `assumes:` terms, which the study adds, are not either."""
 
+ZERO_ONE = {"log10": "", "vacuous": "", "margin": "output", "kl": "nats", "*-nats": "nats", "bits": "bits",
+            "*": "fraction"}
+"""Units of the terms of a bound on the 0-1 error."""
+
 
 def laid_out(terms: Mapping[str, float | Estimate], *, log_total: float | None = None, trivial: float | None = None,
              remarks: Mapping[str, float] | None = None, n: int) -> dict[str, Estimate]:

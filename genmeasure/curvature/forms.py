@@ -12,7 +12,8 @@ from torch.func import grad, jvp
 from genmeasure.curvature.gauss_newton import CHUNK, along, vmap_examples
 from genmeasure.curvature.higher_order import directional, written_out
 from genmeasure.curvature.lanczos import Tridiagonal, lanczos
-from genmeasure.curvature.taps import SHARE, Probe, Taps, diagonal_second_derivatives, example_operator
+from genmeasure.curvature.tangents import at_a_time, second_derivatives
+from genmeasure.curvature.taps import SHARE, Probe, Taps, example_operator
 from genmeasure.data.batches import Batch
 from genmeasure.layers import Layer
 from genmeasure.risk import FORWARD, HESSIAN_PRODUCT, Risk
@@ -25,16 +26,18 @@ KRYLOV = 2**28
 def hessian_forms(risk: Risk, vectors: Mapping[str, Tensor], taps: Taps | None = None) -> Tensor:
     """v_i' H_ii v_i for every example and every layer in `vectors`, [examples, layers].
 
-    From the layers' outputs, all examples of a batch at once; without taps by nested forward mode, layer by layer.
+    All layers at once by first-order tangents where the network allows it, else by double backward from each layer's
+    output; without taps by nested forward mode, layer by layer.
     """
     if taps is None:
         layers = [x for x in risk.layers if x.name in vectors]
         return torch.stack([_forms_of_layer(risk, x, vectors[x.name]) for x in layers], 1)
     probes = {name: Probe(v) for name, v in vectors.items()}
+    limit = at_a_time(risk, taps, len(vectors))
 
     def forms(batch: Batch) -> Tensor:
-        parts = batch.split(share(risk))
-        return torch.cat([diagonal_second_derivatives(risk, taps, part, probes, risk.losses_of)[1] for part in parts])
+        return torch.cat([second_derivatives(risk, taps, part, probes, risk.losses_of)[1]
+                          for part in batch.split(limit)])
     return risk.engine.examples(forms, risk.batches)
 
 

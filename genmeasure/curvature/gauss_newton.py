@@ -18,8 +18,10 @@ from torch.func import vjp, vmap
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import directional, first_derivative
+from genmeasure.curvature.pieces import made_of_linear_pieces
 from genmeasure.curvature.survey import Survey, negligible, output_hessian, survey
-from genmeasure.curvature.taps import Probe, Taps, diagonal_second_derivatives, find_taps, slopes_along
+from genmeasure.curvature.tangents import second_derivatives
+from genmeasure.curvature.taps import Probe, Taps, find_taps, slopes_along
 from genmeasure.data.batches import Batch, Batches, gather, map_tensors
 from genmeasure.layers import Layer
 from genmeasure.risk import FORWARD, GRADIENT, Risk
@@ -39,9 +41,12 @@ def along(risk: Risk, layer: Layer, direction: Tensor, batch: Batch, function: C
 def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples: int = 4) -> tuple[bool, ...]:
     """For every layer whether the outputs are piecewise linear in its weights alone, so that H_ii = G_ii.
 
-    Decided by the second derivative of a few examples' outputs, in a random combination, along one random direction per
-    layer: zero where they are, and almost surely not zero otherwise.
+    Read off the operations of a forward pass where these are known. Else decided by the second derivative of a few
+    examples' outputs, in a random combination, along one random direction per layer: zero where they are, and almost
+    surely not zero otherwise.
     """
+    if made_of_linear_pieces(risk):
+        return (True,) * len(risk.layers)
     batch = risk.place(next(iter(risk.batches)).select(slice(examples)))
     draws = generator("linear layers", seed)
     vectors = {k: torch.randn(w.shape, generator=draws, dtype=torch.float64).to(w) for k, w in risk.weights.items()}
@@ -50,7 +55,7 @@ def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples:
     def combined(outputs: Tensor, _: Batch) -> Tensor:
         return (outputs * weights.to(outputs)).flatten(1).sum(1)
     if taps is not None:
-        found = diagonal_second_derivatives(risk, taps, batch, {k: Probe(v) for k, v in vectors.items()}, combined)
+        found = second_derivatives(risk, taps, batch, {k: Probe(v) for k, v in vectors.items()}, combined)
         return tuple((second.abs().max() <= 1e-5 * slope.abs().max()).item() for slope, second in
                      zip(*(f.T for f in found), strict=True))
     scalar = torch.zeros((), device=risk.device, dtype=risk.dtype)
@@ -67,7 +72,7 @@ def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples:
 
 def piecewise_linear(risk: Risk) -> bool:
     """Whether the outputs are piecewise linear in each layer's weights alone."""
-    return all(linear_layers(risk, find_taps(risk)))
+    return made_of_linear_pieces(risk) or all(linear_layers(risk, find_taps(risk)))
 
 
 @torch.no_grad()

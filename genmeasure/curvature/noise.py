@@ -25,8 +25,12 @@ KEPT = 2**26
 """Numbers of one group's noise that are kept; more are drawn again from their seed whenever a layer runs."""
 GROUP_WORK, LEAST_GROUP, MOST_GROUP = 4e8, 8, 64
 """Multiplications that make a group large enough to fill a core, and the examples of a group."""
-FIRST_GROUPS, GATHERED = 64, 1024
-"""Groups of the first sample, and examples held at a time."""
+FIRST_GROUPS, GATHERED = 64, 2**19
+"""Groups of the first sample, and numbers of the inputs that are held at a time."""
+SHARE = 0.2
+"""Of the variance that is allowed, what interpolation over sigmas may take."""
+MARGIN, LEAST_GROWTH = 1.1, 1.25
+"""More draws than the variance so far asks for, and the least that are added at once, relative to those there are."""
 DOUBT = 9.0
 """A standard error from too few degrees of freedom is enough where its square is smaller than asked by this factor."""
 
@@ -89,7 +93,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Curve:
-    """Independent draws [n, k] of a quantity at k sigmas; their mean is the estimate."""
+    """Independent draws [n, k] of a quantity at k sigmas; their mean is the estimate.
+
+    Where some draws were made at a few sigmas only, these are the draws that `Interpolation` completes.
+    """
 
     values: Tensor
 
@@ -121,6 +128,50 @@ class Curve:
 
     def estimates(self) -> list[Estimate]:
         return [Estimate(v, s, self.draws) for v, s in zip(self.value.tolist(), self.stderr.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """The draws at all k sigmas told from those at a few of them, `nodes`, by `weights` [nodes, k].
+
+    I(sigma) / sigma^2 is taken for a polynomial in log sigma. What it misses is the mean of its residuals over draws
+    that were made at all sigmas, so that no bias remains: the difference estimator of two-phase sampling (Sarndal,
+    Swensson & Wretman 1992, Model Assisted Survey Sampling, section 9.6).
+    """
+
+    nodes: tuple[int, ...]
+    weights: Tensor
+
+    @classmethod
+    def through(cls, sigmas: Sequence[float], count: int) -> Interpolation:
+        """Nodes at `count` of the sigmas, spread evenly over their order, both ends among them."""
+        s = torch.tensor(sigmas, dtype=torch.float64)
+        if count == len(s):
+            return cls(tuple(range(count)), torch.eye(count, dtype=torch.float64))
+        order = s.argsort()
+        places = torch.linspace(0, len(s) - 1, count).round().long() if count > 1 else torch.tensor([len(s) // 2])
+        nodes = order[places]
+        x, at = s.log(), s[nodes].log()
+        columns = [torch.stack([(x - b) / (at[i] - b) for j, b in enumerate(at) if j != i] or
+                               [torch.ones_like(x)]).prod(0) for i in range(count)]
+        return cls(tuple(nodes.tolist()), torch.stack(columns) * (s / s[nodes, None]).square())
+
+    def completed(self, whole: Tensor, part: Tensor) -> Tensor:
+        """Draws [n + m, k] with the estimate as their mean, from draws [n, k] at all sigmas and [m, nodes]."""
+        told = torch.cat([whole[:, self.nodes], part]) @ self.weights
+        residuals = whole - told[:len(whole)]
+        missed = residuals.mean(0)
+        told[:len(whole)] += len(told) / len(whole) * (residuals - missed)
+        return told + missed
+
+    def draws_for(self, whole: Tensor, allowed: Tensor) -> float:
+        """Draws at the nodes, `whole` among them, that make the variances of the means `allowed` [k]; inf if none."""
+        n = len(whole)
+        told = whole[:, self.nodes] @ self.weights
+        missed = (whole - told).var(0) / n
+        if not (missed <= SHARE * allowed).all():
+            return math.inf
+        return max(n, (told.var(0) / (allowed - missed)).nan_to_num(0.0).max().item())
 
 
 @dataclass(frozen=True)
@@ -211,15 +262,18 @@ def difference(risk: Risk, model: Perturbed, noises: Sequence[Noise], batch: Bat
 
 @torch.no_grad()
 def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: range, *, layers: Sequence[Layer],
-                spreads: Mapping[str, float | Tensor], numbers: Sequence[int], model: Perturbed) -> Tensor:
-    """Mean differences over the data [groups, sigmas], each from one group of examples with noise of its own.
+                spreads: Mapping[str, float | Tensor], numbers: Sequence[int], model: Perturbed,
+                measured: Callable[..., Tensor] = difference) -> Tensor:
+    """Means over the data [groups, k] of what is measured, each from one group of examples with noise of its own.
 
-    numbers: of the stream; together with a group's number they tell its noise and its examples.
+    numbers: of the stream; together with a group's number they tell its noise and its examples. measured: takes what
+    `difference` takes and gives [batch, k], where k is a multiple of the number of sigmas, which go round fastest.
     """
     size, numel = group_size(risk), sum(risk.weights[x.name].numel() for x in layers)
-    found = []
-    for start in range(groups.start, groups.stop, max(1, GATHERED // size)):
-        some = range(start, min(groups.stop, start + max(1, GATHERED // size)))
+    inputs = sum(t[0].numel() for t in next(iter(risk.batches)).input_tensors())
+    step, found = max(1, GATHERED // (size * inputs)), []
+    for start in range(groups.start, groups.stop, step):
+        some = range(start, min(groups.stop, start + step))
         rows, weights = sample.draw(len(some), size, generator("noise sample", *numbers, start))
         noises: dict[int, Noise] = {}
 
@@ -227,16 +281,16 @@ def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: ran
             if batch.index not in noises:
                 noises.clear()  # batches of a group follow each other
                 noises[batch.index] = Noise(layers, spreads, numel, *numbers, first + batch.index)
-            return difference(risk, model, [noises[batch.index]] * len(sigmas), batch, sigmas)
+            return measured(risk, model, [noises[batch.index]] * len(sigmas), batch, sigmas)
         batches = list(grouped(risk, rows))
         places = torch.cat([batch.rows for batch in batches])
         values = risk.engine.examples(differences, batches)
         if not values.isfinite().all():
             example, column = (~values.isfinite()).nonzero()[0].tolist()
-            raise InputError(f"the loss under noise of sigma={sigmas[column]:g} is NaN or infinite on example "
-                             f"{int(rows.flatten()[places[example]])} of {risk.batches.name!r}; give smaller sigmas, "
-                             "or measure with --dtype float64")
-        sums = torch.zeros(len(some), len(sigmas), dtype=torch.float64)
+            sigma, row = sigmas[column % len(sigmas)], int(rows.flatten()[places[example]])
+            raise InputError(f"the loss under noise of sigma={sigma:g} is NaN or infinite on example {row} of "
+                             f"{risk.batches.name!r}; give smaller sigmas, or measure with --dtype float64")
+        sums = torch.zeros(len(some), values.shape[1], dtype=torch.float64)
         found.append(sums.index_add(0, places // rows.shape[1], weights.flatten()[places, None] * values))
     return torch.cat(found)
 
@@ -246,33 +300,60 @@ def noise_curve(risk: Risk, sample: Sample, sigmas: Sequence[float], *, layers: 
     """I(sigma) = E L(W + U) - L(W) for every sigma, U Gaussian with standard deviations sigma * spread on `layers`.
 
     Antithetic pairs; a group of examples shares its U, which serves all sigmas and makes the curve smooth: its entries
-    are correlated. Ends when every entry has a standard error of at most `max(atol, rtol * |value|)`, or when
-    `max_passes` times as many examples as there are have been drawn.
+    are correlated. After the first sample only as many sigmas are drawn as make the rest cheapest (`Interpolation`).
+    Ends when every entry has a standard error of at most `max(atol, rtol * |value|)`, or when `max_passes` times as
+    many examples as there are have been drawn.
     """
     chosen = risk.layers if layers is None else tuple(layers)
     model = Perturbed(risk, chosen)
     numbers = (seed, 0 if layers is None else 1 + risk.layers.index(chosen[0]))
     at_hand = spreads.of(risk)
 
-    def more(start: int, stop: int) -> Tensor:
-        return group_draws(risk, sample, sigmas, range(start, stop), layers=chosen, spreads=at_hand, numbers=numbers,
+    def more(start: int, stop: int, at: Sequence[float]) -> Tensor:
+        return group_draws(risk, sample, at, range(start, stop), layers=chosen, spreads=at_hand, numbers=numbers,
                            model=model)
     limit = max(2, max_passes * risk.batches.size // min(group_size(risk), risk.batches.size))
-    return until_precise(more, limit, rtol, atol)
+    return drawn_curve(more, sigmas, limit, rtol, atol)
+
+
+def drawn_curve(draw: Callable[..., Tensor], sigmas: Sequence[float], limit: int, rtol: float, atol: float) -> Curve:
+    """The curve of draws `draw(start, stop, at)` [stop - start, len(at)], at all sigmas and then at the cheapest."""
+    first = draw(0, min(limit, FIRST_GROUPS), sigmas)
+    way = cheapest(first, sigmas, allowed(Curve(first), rtol, atol))
+    part = [first.new_zeros(0, len(way.nodes))]
+
+    def completed(start: int, stop: int) -> Tensor:
+        if stop > len(first):
+            part.append(draw(max(start, len(first)), stop, [sigmas[i] for i in way.nodes]))
+        return way.completed(first, torch.cat(part))
+    return until_precise(completed, limit, rtol, atol)
+
+
+def cheapest(whole: Tensor, sigmas: Sequence[float], variances: Tensor) -> Interpolation:
+    """The interpolation that makes the means of draws [n, k] known to these variances [k] at the least cost."""
+    def cost(way: Interpolation) -> float:
+        return (way.draws_for(whole, variances) - len(whole)) * (1 + 2 * len(way.nodes))
+    *ways, everything = (Interpolation.through(sigmas, count) for count in range(1, len(sigmas) + 1))
+    return min((way for way in ways if cost(way) < cost(everything)), key=cost, default=everything)
+
+
+def allowed(curve: Curve, rtol: float, atol: float) -> Tensor:
+    """Variances [k] that are asked for."""
+    return (rtol * curve.value.abs()).clamp(min=atol).square()
 
 
 def until_precise(more: Callable[[int, int], Tensor], limit: int, rtol: float, atol: float) -> Curve:
-    """Draws `more(start, stop)` [stop - start, k] until all k means are known, at most `limit`."""
+    """The draws `more(start, stop)` [stop, k], when all k means are known, at most `limit`; called without gaps."""
     found = Curve(more(0, min(limit, FIRST_GROUPS)))
     for _ in progress(range(limit), "noise"):
-        allowed = (rtol * found.value.abs()).clamp(min=atol).square()
         variance = found.stderr.square()
-        excess = torch.where(variance > 0, variance / allowed, 0.0).nan_to_num(torch.inf).max().item()
+        excess = torch.where(variance > 0, variance / allowed(found, rtol, atol), 0.0).nan_to_num(torch.inf)
+        excess = excess.max().item()
         doubtful = found.degrees_of_freedom < MIN_DEGREES_OF_FREEDOM and excess * DOUBT > 1
         if found.draws >= limit or (excess <= 1 and not doubtful):
             return found
-        wanted = math.ceil(found.draws * min(2.0, max(1.25, 1.1 * excess)))
-        found = Curve(torch.cat([found.values, more(found.draws, min(limit, wanted))]))
+        wanted = math.ceil(found.draws * min(2.0, max(LEAST_GROWTH, MARGIN * excess)))
+        found = Curve(more(found.draws, min(limit, wanted)))
     return found
 
 
@@ -294,6 +375,9 @@ def one_sided_curve(risk: Risk, sigmas: Sequence[float], *, layers: Sequence[Lay
             return difference(risk, model, noises, batch, sigmas, one_sided=True).sum(0)
         return risk.engine.batch_sums(differences, risk.batches).sum(0) / risk.batches.size
 
+    drawn: list[Tensor] = []
+
     def more(start: int, stop: int) -> Tensor:
-        return torch.stack([one(number) for number in range(start, stop)])
+        drawn.extend(one(number) for number in range(start, stop))
+        return torch.stack(drawn)
     return until_precise(more, max(2, max_passes), rtol, atol)

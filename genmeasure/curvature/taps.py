@@ -34,7 +34,7 @@ SHARE = 4
 """Second derivatives take this share of a batch at a time: a double backward pass holds several times as much."""
 
 # The same function, except that it does not ask to be overridden as a whole, so that what it calls can be tapped.
-_attention = types.FunctionType(
+attention_function = types.FunctionType(
     F.multi_head_attention_forward.__code__, {**vars(F), "has_torch_function": lambda *_: False},
     argdefs=F.multi_head_attention_forward.__defaults__)
 
@@ -158,30 +158,34 @@ class _Tapping(TorchFunctionMode):
 
     def __init__(self, risk: Risk, tap: Callable[[str, Call, Tensor], Tensor]):
         super().__init__()
-        self.names = {_key(w): name for name, w in risk.weights.items()}
+        self.names = {weight_key(w): name for name, w in risk.weights.items()}
         self.tap = tap
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
             with self:
-                return _attention(*args, **kwargs)
+                return attention_function(*args, **kwargs)
         output = func(*args, **kwargs)
-        if func is F.linear:
-            call = _linear(*args, **kwargs)
-        elif func in CONVOLUTIONS:
-            call = _convolution(func, *args, **kwargs)
-        elif func is torch.addmm and len(args) == 3 and not kwargs:
-            call = Call(args[2], args[1], None, lambda x, w: x @ w, transposed=True)
-        else:
-            return output
-        name = self.names.get(_key(call.weight))
+        call = linear_call(func, args, kwargs)
+        name = call and self.names.get(weight_key(call.weight))
         return output if name is None else self.tap(name, call, output)
 
 
-def _key(weight: Tensor) -> tuple:
+def weight_key(weight: Tensor) -> tuple:
     """Names a weight wherever it turns up, detached or not; a slice that starts where it does has another shape."""
     return weight.data_ptr(), tuple(weight.shape)
+
+
+def linear_call(func: Callable, args: tuple, kwargs: Mapping) -> Call | None:
+    """The use of a weight that a call of a torch function is, or None."""
+    if func is F.linear:
+        return _linear(*args, **kwargs)
+    if func in CONVOLUTIONS:
+        return _convolution(func, *args, **kwargs)
+    if func is torch.addmm and len(args) == 3 and not kwargs:
+        return Call(args[2], args[1], None, lambda x, w: x @ w, transposed=True)
+    return None
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:

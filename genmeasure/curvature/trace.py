@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -23,7 +23,8 @@ from genmeasure.curvature.sampling import (
     paired_sample,
 )
 from genmeasure.curvature.survey import NEGLIGIBLE, Survey, survey
-from genmeasure.curvature.taps import SHARE, Probe, Taps, diagonal_second_derivatives, find_taps, squared_gradients
+from genmeasure.curvature.tangents import at_a_time, find_tangents, second_derivatives
+from genmeasure.curvature.taps import Probe, Taps, find_taps, squared_gradients
 from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
 from genmeasure.errors import InputError, unknown
@@ -44,6 +45,7 @@ class Traces:
 
     draws: (example, direction) pairs and random probes that were evaluated, or examples where nothing was drawn.
     linear: for every layer whether the outputs are piecewise linear in its weights; None where nobody looked.
+    tangents: whether second derivatives were taken by `curvature.tangents`, not by double backward; None for neither.
     """
 
     value: Tensor
@@ -51,6 +53,7 @@ class Traces:
     draws: int
     route: str
     linear: tuple[bool, ...] | None = None
+    tangents: bool | None = field(default=None, kw_only=True)
 
     def estimate(self, weights: Tensor | None = None) -> Estimate:
         """The sum over layers, weighted by `weights` [layers] if given; correlations are accounted for."""
@@ -110,7 +113,8 @@ def block_traces(risk: Risk, *, route: str, rtol: float, layer_rtol: float, atol
             raise
         return _hutchinson(risk, tolerances, max_passes, seed, linear)
     value, covariance = _until_precise(parts, tolerances)
-    return Traces(value, covariance, sum(p.draws for p in parts), found, linear)
+    tangents = find_tangents(risk, taps) is not None if any(isinstance(p, Residual) for p in parts) else None
+    return Traces(value, covariance, sum(p.draws for p in parts), found, linear, tangents=tangents)
 
 
 @dataclass(frozen=True)
@@ -371,7 +375,8 @@ class Residual:
     def __init__(self, risk: Risk, taps: Taps, slopes: Tensor, rows: Sequence[int], limit: int, seed: int):
         self.risk, self.taps, self.limit = risk, taps, limit
         self.rows, self.finished = torch.tensor(list(rows)), False
-        self.costs = torch.tensor([0.5 + 4 * taps.behind(risk.layers[i].name) for i in rows], dtype=torch.float64)
+        times = 4 if find_tangents(risk, taps) is None else 1
+        self.costs = torch.tensor([0.5 + times * taps.behind(risk.layers[i].name) for i in rows], dtype=torch.float64)
         self.stages = Stages(risk, slopes, len(rows), seed, "residual")
 
     @property
@@ -412,7 +417,7 @@ class Residual:
 
     def _draw(self, places: Tensor, count: int) -> None:
         layers = [self.risk.layers[i] for i in self.rows[places]]
-        limit = max(1, max(self.risk.batches.lengths) // SHARE)
+        limit = at_a_time(self.risk, self.taps, len(layers))
         self.stages.draw(places, count, lambda g, n: self._evaluation(layers, g, n), limit)
 
     def _evaluation(self, layers: Sequence[Layer], draws: torch.Generator, count: int) -> Evaluation:
@@ -440,7 +445,7 @@ class Residual:
 
         def forms(batch: Batch) -> Tensor:
             mine = {layer.name: probe(layer.name, batch.rows) for layer in layers}
-            return diagonal_second_derivatives(risk, self.taps, batch, mine, linearised)[1]
+            return second_derivatives(risk, self.taps, batch, mine, linearised)[1]
         return forms
 
 

@@ -180,6 +180,12 @@ class Batches:
         """The targets of all examples, where they have the same shape."""
         return torch.cat(self.targets)
 
+    def relabelled(self, labels: Tensor, note: str = "") -> Batches:
+        """The same examples with other labels [n]; the present ones become the clean ones, if there are none yet."""
+        parts = [replace(batch, targets=labels[batch.rows].to(batch.targets),
+                         clean=batch.targets if batch.clean is None else batch.clean) for batch in self]
+        return Batches(parts, self.name, (*self.notes, note) if note else self.notes)
+
     def gather(self, rows: Tensor) -> list[Batch]:
         """The examples at `rows` [m], ascending and repeated as they come, in batches no longer than the longest one.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from genmeasure.curvature.draws import generator, rademacher
 from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError
 from genmeasure.estimate import Estimate
-from genmeasure.norms import frobenius
+from genmeasure.norms import frobenius, lengths
 from genmeasure.registry import measure
 from genmeasure.risk import FORWARD, GRADIENT
 from genmeasure.subject import Subject
@@ -39,33 +39,33 @@ class Cushion:
 
 
 @contextlib.contextmanager
-def _heard(subject: Subject, added: dict[str, Tensor] | None = None) -> Iterator[tuple[dict, dict]]:
+def _heard(subject: Subject, added: Mapping[str, Tensor] | None = None,
+           hooks: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> Iterator[tuple[dict, dict]]:
     """Inputs and pre-activations (behind the BatchNorm) of every layer by name, while the context lasts.
 
-    added: noise to add to the pre-activations of a layer.
+    added: noise to add to the pre-activations of a layer. hooks: what becomes of the gradient that arrives at a layer's
+    pre-activations from what follows them.
     """
-    model, into, out, hooks = subject.model, {}, {}, []
+    model, into, out, handles = subject.model, {}, {}, []
     for layer in subject.layers:
         end = model.get_submodule(layer.batch_norm) if layer.batch_norm else layer.module
-        hooks.append(layer.module.register_forward_hook(
+        handles.append(layer.module.register_forward_hook(
             lambda _, x, __, k=layer.name: into.__setitem__(k, x[0])))
 
         def listen(_: object, __: object, y: Tensor, k: str = layer.name) -> Tensor | None:
             if added and k in added:
                 y = y + added[k]
             out[k] = y
-            return y.clone()  # an activation in place must not change what was heard
-        hooks.append(end.register_forward_hook(listen))
+            handed_on = y.clone()  # an activation in place must not change what was heard
+            if hooks and k in hooks:
+                handed_on.register_hook(hooks[k])
+            return handed_on
+        handles.append(end.register_forward_hook(listen))
     try:
         yield into, out
     finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _norms(x: Tensor) -> Tensor:
-    """Euclidean norm of every example, [batch], float64."""
-    return x.detach().flatten(1).double().norm(dim=1).cpu()
+        for handle in handles:
+            handle.remove()
 
 
 def scanned(subject: Subject, examples: int) -> Batch:
@@ -74,69 +74,165 @@ def scanned(subject: Subject, examples: int) -> Batch:
     return subject.risk.place(functools.reduce(Batch.joined, [b for b in found if b.alike(found[0])]))
 
 
-@dataclass(frozen=True)
-class Jacobians:
-    """Of every pair i < j of layers and every example, for J the Jacobian of x_j with respect to x_i.
+def _weights(subject: Subject) -> dict[str, Tensor]:
+    """All layers' weights as leaves, so that a forward pass makes a graph."""
+    return {k: w.detach().requires_grad_() for k, w in subject.risk.weights.items()}
 
-    exact: |J x_i|, [L, L, batch]. looked and drawn: u' J J' u for signs u in the space of x_j, whose mean is |J|_F^2,
-    from two independent streams, [probes, L, L, batch]. norms: |x_i|, [L, batch]. spread: beta_i^2 by layer, found by
-    the first stream and estimated by the second.
+
+@torch.enable_grad()
+def damping(subject: Subject, batch: Batch) -> dict[str, float]:
+    """Powers of two by which gradients are multiplied where they arrive at a layer's pre-activations, by its name.
+
+    With them a gradient from the outputs keeps its size through any number of layers; a ratio of norms of J' u and J x
+    for the same Jacobian J does not see them. Empty where gradients go around a layer, as through a residual branch:
+    what meets there must not be multiplied by different numbers.
+    """
+    arrived: dict[str, Tensor] = {}
+    factors: dict[str, float] = {}
+
+    def damped(gradient: Tensor, name: str) -> Tensor:
+        arrived[name] = gradient
+        size = lengths(gradient).max().item()
+        factors[name] = 2.0 ** -round(math.log2(size)) if 0 < size < math.inf else 1.0
+        return gradient * factors[name]
+    names = [x.name for x in subject.layers]
+    hooks = {name: functools.partial(damped, name=name) for name in names[:-1]}
+    with _heard(subject, hooks=hooks) as (_, out):
+        subject.risk.outputs(_weights(subject), batch)
+    xs = [out[k] for k in names]
+    if len(xs) < 2:
+        return {}
+    u = rademacher(tuple(xs[-1].shape), generator("damping", 0)).to(xs[-1])
+    torch.autograd.grad(xs[-1], xs[:-1], u, retain_graph=True, materialize_grads=True)
+    subject.risk.spend(2 * GRADIENT, len(batch))
+    if set(factors) != set(names[:-1]):
+        return {}
+    given = {**{k: arrived[k] * factors[k] for k in factors}, names[-1]: u}
+    with torch.no_grad():
+        for name, x, then, after in zip(names, xs, names[1:], xs[1:], strict=False):
+            alone, = torch.autograd.grad(after, x, given[then], retain_graph=True, materialize_grads=True)
+            if (alone - given[name]).abs().max() > 1e-3 * given[name].abs().max():
+                return {}
+    return factors
+
+
+@dataclass(frozen=True)
+class Between:
+    """Of one layer i and all later layers j, J the Jacobian of x_j with respect to x_i.
+
+    ratio: the smallest |J x_i| / (|J|_F |x_i|) over j and examples. spread: beta_i^2.
     """
 
-    exact: Tensor
-    looked: Tensor
-    drawn: Tensor
-    norms: Tensor
-    spread: dict[int, Estimate]
+    ratio: Estimate
+    spread: Estimate
 
 
-def jacobians(batch: Batch, subject: Subject, probes: int, seed: int) -> Jacobians:
+TOGETHER = 2**24
+"""Numbers held at once by gradients of several probes."""
+
+
+def between(batch: Batch, subject: Subject, probes: int, seed: int) -> list[Between]:
+    """Over all pairs of layers and all examples of the batch.
+
+    |J|_F^2 is the mean of u' J J' u over signs u: one stream of them finds where the ratio is smallest and where the
+    spread is largest, another says how small and how large. Raises `InputError` where a Jacobian overflows.
+    """
     names, risk = [x.name for x in subject.layers], subject.risk
-    size = len(names)
-    exact = torch.zeros(size, size, len(batch), dtype=torch.float64)
-    looked, drawn = (torch.zeros(probes, size, size, len(batch), dtype=torch.float64) for _ in range(2))
-    most: dict[int, float] = {}
-    spread: dict[int, Estimate] = {}
-    with torch.enable_grad(), _heard(subject) as (_, out):
-        risk.outputs({k: w.detach().requires_grad_() for k, w in risk.weights.items()}, batch)
+    size, n = len(names), len(batch)
+    spread: dict[int, tuple[float, Estimate]] = {}
+    least = torch.full((size,), torch.inf, dtype=torch.float64)
+    there, drawn = torch.zeros(size, dtype=torch.float64), torch.zeros(probes, size, dtype=torch.float64)
+    hooks = {name: functools.partial(torch.mul, other=factor) for name, factor in damping(subject, batch).items()}
+    with torch.enable_grad(), _heard(subject, hooks=hooks) as (_, out):
+        risk.outputs(_weights(subject), batch)
         xs = [out[k] for k in names]
-
-        def slopes(j: int, stream: int, probe: int) -> tuple[Tensor, ...]:
-            """J' u for every i < j."""
-            u = rademacher(tuple(xs[j].shape), generator("cushions", seed, stream, j, probe)).to(xs[j])
-            risk.spend(GRADIENT - FORWARD, len(batch))
-            return torch.autograd.grad(xs[j], xs[:j], u, retain_graph=True, materialize_grads=True)
+        along = [found.log() for found in _Forward(xs).lengths()]
+        risk.spend(2 * GRADIENT * size, n)
+        norms = torch.stack([lengths(x) for x in xs]).log().cpu()
         for j in range(1, size):
-            places: dict[int, Tensor] = {}
-            for probe in range(probes):
-                for i, slope in enumerate(slopes(j, 0, probe)):
-                    looked[probe, i, j] = _norms(slope) ** 2
-                    if slope.ndim > 2:
-                        places[i] = places.get(i, 0) + _by_position(slope)
-            where = {i: _largest_share(each) for i, each in places.items()}
-            there: dict[int, list[float]] = {i: [] for i in where}
-            for probe in range(probes):
-                for i, slope in enumerate(slopes(j, 1, probe)):
-                    drawn[probe, i, j] = _norms(slope) ** 2
-                    if i in where:
-                        there[i].append(_by_position(slope)[where[i][1]].item())
-            for i, (share, (example, _)) in where.items():
-                whole = drawn[:, i, j, example].mean().item()
-                if share > most.get(i, 0.0) and whole > 0:
-                    most[i] = share
-                    spread[i] = Estimate.from_draws(there[i]).scaled(places[i].shape[1] / whole)
-        for i in range(size - 1):
-            along = _along(xs, i, xs[i].detach())
-            risk.spend(2 * GRADIENT, len(batch))
-            for j, jx in enumerate(along, i + 1):
-                exact[i, j] = _norms(jx)
-        norms = torch.stack([_norms(x) for x in xs])
-    return Jacobians(exact, looked, drawn, norms, spread)
+            looked, places = torch.zeros(probes, j, n, dtype=torch.float64), {}
+            for probe, slopes in _slopes(xs, j, probes, (seed, 0)):
+                looked[probe] = _row_lengths(slopes)
+                for i, slope in enumerate(slopes):
+                    if slope.ndim > 3:
+                        places[i] = places.get(i, 0) + _by_position(slope).sum(0)
+            if not looked.isfinite().all():
+                raise InputError(f"the Jacobians of {names[j]!r} with respect to earlier layers overflow "
+                                 f"{str(xs[j].dtype).removeprefix('torch.')}; measure with --dtype float64")
+            exact = torch.stack([along[i][j - i - 1] for i in range(j)])
+            ratios = (exact - _log_mean_square(looked) / 2 - norms[:j]).nan_to_num(torch.inf, torch.inf, -torch.inf)
+            value, example = ratios.min(1)
+            smaller, shares = value < least[:j], {i: _largest_share(each) for i, each in places.items()}
+            larger = {i: where for i, (share, where) in shares.items() if share > spread.get(i, (0.0,))[0]}
+            if not smaller.any() and not larger:
+                continue
+            again = torch.zeros(probes, j, n, dtype=torch.float64)
+            share_drawn: dict[int, Tensor] = {i: torch.zeros(probes, dtype=torch.float64) for i in larger}
+            for probe, slopes in _slopes(xs, j, probes, (seed, 1)):
+                again[probe] = _row_lengths(slopes)
+                for i, (row, position) in larger.items():
+                    share_drawn[i][probe] = _by_position(slopes[i])[:, row, position]
+            risk.spend((GRADIENT - FORWARD) * 2 * probes, n)
+            rows = torch.arange(j)
+            least[:j] = torch.where(smaller, value, least[:j])
+            there[:j] = torch.where(smaller, exact[rows, example] - norms[:j][rows, example], there[:j])
+            drawn[:, :j] = torch.where(smaller, again[:, rows, example], drawn[:, :j])
+            for i, (row, _) in larger.items():
+                whole = again[:, i, row].square().mean().item()
+                if whole > 0:
+                    found = Estimate.from_draws(share_drawn[i]).scaled(places[i].shape[1] / whole)
+                    spread[i] = shares[i][0], found
+    alone = Estimate(1.0, 0.0, n)
+    return [Between(_ratio(there[i].item(), drawn[:, i]), spread.get(i, (0.0, alone))[1]) for i in range(size)]
+
+
+def _slopes(xs: list[Tensor], j: int, probes: int, stream: tuple[int, int]) -> Iterator[tuple[slice, list[Tensor]]]:
+    """J' u for every i < j, [probes, batch, ...], for some probes at a time; their places among all probes."""
+    together = min(probes, max(1, TOGETHER // sum(x.numel() for x in xs)))
+    for first in range(0, probes, together):
+        part = range(first, min(first + together, probes))
+        u = torch.stack([rademacher(tuple(xs[j].shape), generator("cushions", *stream, j, probe)) for probe in part])
+        several = len(part) > 1
+        found = torch.autograd.grad(xs[j], xs[:j], u.to(xs[j]) if several else u[0].to(xs[j]), retain_graph=True,
+                                    allow_unused=True, is_grads_batched=several)
+        yield slice(first, part.stop), [
+            x.new_zeros(len(part), *x.shape) if g is None else g if several else g[None]
+            for g, x in zip(found, xs, strict=False)]
+
+
+def _row_lengths(slopes: list[Tensor]) -> Tensor:
+    """Lengths of tensors [a, batch, ...] for each of the list, [a, tensors, batch]; those of one shape at once."""
+    found = torch.zeros(len(slopes[0]), len(slopes), slopes[0].shape[1], dtype=torch.float64)
+    shapes: dict[torch.Size, list[int]] = {}
+    for i, slope in enumerate(slopes):
+        shapes.setdefault(slope.shape[2:], []).append(i)
+    for places in shapes.values():
+        step = max(1, TOGETHER // slopes[places[0]].numel())
+        for part in (places[k:k + step] for k in range(0, len(places), step)):
+            stacked = torch.stack([slopes[i] for i in part], 1)
+            found[:, part] = lengths(stacked.flatten(0, 2)[:, None]).reshape(stacked.shape[:3]).cpu()
+    return found
+
+
+def _log_mean_square(values: Tensor) -> Tensor:
+    """ln of the mean square over the first axis."""
+    top = values.amax(0)
+    return 2 * top.log() + (values / torch.where(top > 0, top, 1.0)).square().mean(0).log()
+
+
+def _ratio(log_ratio: float, drawn: Tensor) -> Estimate:
+    """e^log_ratio over the root of the mean square of what was drawn [probes]; infinite where all that is zero."""
+    top = drawn.max().item()
+    if top == 0:
+        return Estimate(math.inf)
+    square = Estimate.from_draws((drawn / top).square())
+    value = math.exp(log_ratio - math.log(top)) / math.sqrt(square.value)
+    return Estimate(value, value * square.stderr / (2 * square.value), square.n)
 
 
 def _by_position(slope: Tensor) -> Tensor:
-    """Squares summed over channels, [batch, positions]."""
-    return slope.double().square().sum(1).flatten(1).cpu()
+    """Squares summed over channels, [probes, batch, positions]."""
+    return slope.double().square().sum(2).flatten(2).cpu()
 
 
 def _largest_share(each: Tensor) -> tuple[float, tuple[int, int]]:
@@ -145,12 +241,43 @@ def _largest_share(each: Tensor) -> tuple[float, tuple[int, int]]:
     return shares.max().item(), divmod(int(shares.argmax()), each.shape[1])
 
 
-def _along(xs: list[Tensor], i: int, vector: Tensor) -> tuple[Tensor, ...]:
-    """J vector for the Jacobian of every x_j, j > i, with respect to x_i, by differentiating u -> J' u."""
-    us = [torch.zeros_like(x, requires_grad=True) for x in xs[i + 1:]]
-    (slope,) = torch.autograd.grad(xs[i + 1:], xs[i], us, create_graph=True, retain_graph=True, materialize_grads=True)
-    return torch.autograd.grad((slope * vector).sum(), us, retain_graph=True, materialize_grads=True,
-                               allow_unused=True)
+class _Forward:
+    """J v for Jacobians J of pre-activations x_j with respect to x_i, j > i, by differentiating u -> J' u.
+
+    xs: all pre-activations, of one forward pass with a graph.
+    """
+
+    def __init__(self, xs: list[Tensor]):
+        self.xs = xs
+        self.us = [torch.zeros_like(x, requires_grad=True) for x in xs[1:]]
+        self.slopes = torch.autograd.grad(xs[1:], xs[:-1], self.us, create_graph=True, retain_graph=True,
+                                          materialize_grads=True) if self.us else ()
+
+    def along(self, i: int, vectors: list[Tensor]) -> list[Tensor]:
+        """J v for every j > i, [vectors, ...], one after the other."""
+        found = [torch.autograd.grad(self.slopes[i], self.us[i:], v, retain_graph=True, materialize_grads=True,
+                                     allow_unused=True) if self.slopes[i].requires_grad else
+                 [torch.zeros_like(u) for u in self.us[i:]] for v in vectors]
+        return [torch.stack(each) for each in zip(*found, strict=True)]
+
+    def lengths(self) -> list[Tensor]:
+        """|J x_i| for every j > i, [j, batch], by i; many i at once where the network is narrow."""
+        xs, last = self.xs, len(self.us)
+        together, found = TOGETHER // sum(x.numel() for x in xs), []
+        if together < 2:
+            return [_row_lengths(self.along(i, [x.detach()]))[0] for i, x in enumerate(xs[:-1])]
+        known = [i for i, slope in enumerate(self.slopes) if slope.requires_grad]
+        for first in range(0, last, together):
+            some = range(first, min(first + together, last))
+            vectors = [x.new_zeros(len(some), *x.shape) for x in xs[:-1]]
+            for k, i in enumerate(some):
+                vectors[i][k] = xs[i].detach()
+            products = torch.autograd.grad([self.slopes[i] for i in known], self.us, [vectors[i] for i in known],
+                                           retain_graph=True, allow_unused=True, is_grads_batched=True)
+            rows = _row_lengths([u.new_zeros(len(some), *u.shape) if p is None else p
+                                 for p, u in zip(products, self.us, strict=True)])
+            found += [rows[k, i:] for k, i in enumerate(some)]
+        return found
 
 
 def cushions(subject: Subject, *, examples: int, probes: int, seed: int) -> dict[str, Cushion]:
@@ -160,29 +287,16 @@ def cushions(subject: Subject, *, examples: int, probes: int, seed: int) -> dict
         with torch.no_grad(), _heard(subject) as (into, out):
             subject.risk.outputs({}, batch)
             ins, outs = dict(into), dict(out)
-        j = jacobians(batch, subject, probes, seed)
+        later = between(batch, subject, probes, seed)
         found = {}
         for i, layer in enumerate(layers):
             positions = math.prod(layer.output_shape[1:]) if layer.convolution else 1
-            alone = Estimate(math.sqrt(positions / outs[layer.name][0].numel()), 0.0, len(batch))
-            later = _smallest(j, i, math.sqrt(positions)) if i + 1 < len(layers) else alone
-            found[layer.name] = Cushion(_own_cushion(subject, i, ins), min(alone, later, key=lambda e: e.value),
-                                        _contraction(subject, i, ins, outs),
-                                        j.spread.get(i, Estimate(1.0, 0.0, len(batch))))
+            itself = Estimate(math.sqrt(positions / outs[layer.name][0].numel()), 0.0, len(batch))
+            ratio = later[i].ratio.scaled(math.sqrt(positions))
+            found[layer.name] = Cushion(_own_cushion(subject, i, ins), min(itself, ratio, key=lambda e: e.value),
+                                        _contraction(subject, i, ins, outs), later[i].spread)
         return found
     return subject.remember(f"cushions {examples} {probes} {seed}", compute)
-
-
-def _smallest(j: Jacobians, i: int, factor: float) -> Estimate:
-    """The interlayer cushion of layer i: where the first stream finds it smallest, by the second."""
-    ratios = j.exact[i, i + 1:] ** 2 / (j.looked[:, i, i + 1:].mean(0) * j.norms[i] ** 2)
-    layer, example = divmod(int(ratios.nan_to_num(torch.inf).argmin()), ratios.shape[1])
-    frobenius_squared = Estimate.from_draws(j.drawn[:, i, i + 1 + layer, example])
-    if frobenius_squared.value == 0 or j.norms[i, example] == 0:
-        return Estimate(math.inf)
-    value = factor * j.exact[i, i + 1 + layer, example].item() / (
-        j.norms[i, example].item() * math.sqrt(frobenius_squared.value))
-    return Estimate(value, value * frobenius_squared.stderr / (2 * frobenius_squared.value), frobenius_squared.n)
 
 
 def _own_cushion(subject: Subject, i: int, ins: dict[str, Tensor]) -> float:
@@ -195,7 +309,7 @@ def _own_cushion(subject: Subject, i: int, ins: dict[str, Tensor]) -> float:
         if getattr(layer.module, "bias", None) is not None:
             linear["bias"] = torch.zeros_like(layer.module.bias)
         moved = torch.func.functional_call(layer.module, linear, (x,))
-    ratios = _norms(moved) / (frobenius(weight) * _norms(x))
+    ratios = lengths(moved) / (frobenius(weight) * lengths(x))
     return ratios[ratios.isfinite()].min().item() if ratios.isfinite().any() else 0.0
 
 
@@ -206,7 +320,7 @@ def _contraction(subject: Subject, i: int, ins: dict[str, Tensor], outs: dict[st
     x, after = outs[subject.layers[i].name], ins[subject.layers[i + 1].name]
     if x[0].numel() != after[0].numel():
         return 1.0
-    ratios = _norms(x) / _norms(after)
+    ratios = lengths(x) / lengths(after)
     return max(1.0, ratios[ratios.isfinite()].max().item()) if ratios.isfinite().any() else 1.0
 
 
@@ -216,25 +330,30 @@ def smoothness(subject: Subject, *, examples: int, noise: float, draws: int, see
     eta: Gaussian, `noise` times as long as x_i.
     """
     batch, names, risk = scanned(subject, examples), [x.name for x in subject.layers], subject.risk
-    found = {}
+    with torch.enable_grad(), _heard(subject) as (_, out):
+        risk.outputs(_weights(subject), batch)
+        xs, found = [out[k] for k in names], {}
+        forward = _Forward(xs)
+    long = [lengths(x) for x in xs]
+    together = min(draws, max(1, TOGETHER // sum(x.numel() for x in xs)))
     for i, name in enumerate(names[:-1]):
-        smallest = []
+        etas, smallest = [], []
         for draw in range(draws):
-            with torch.enable_grad(), _heard(subject) as (_, out):
-                risk.outputs({k: w.detach().requires_grad_() for k, w in risk.weights.items()}, batch)
-                xs = [out[k] for k in names]
-                g = torch.randn(xs[i].shape, generator=generator("smoothness", seed, i, draw)).to(xs[i])
-                longer = (_norms(xs[i]) / _norms(g)).to(g)
-                eta = noise * longer.reshape(-1, *[1] * (g.ndim - 1)) * g
-                along = _along(xs, i, xs[i].detach() + eta)
-                before = [x.detach() for x in xs]
-            with torch.no_grad(), _heard(subject, {name: eta}) as (_, out):
-                risk.outputs({}, batch)
-                after = [out[k] for k in names[i + 1:]]
-            risk.spend(2 * FORWARD + 2 * GRADIENT, len(batch))
-            ratios = [noise * _norms(x) / _norms(y - line.detach())
-                      for x, y, line in zip(before[i + 1:], after, along, strict=True)]
-            smallest.append(torch.stack(ratios).min().item())
+            g = torch.randn(xs[i].shape, generator=generator("smoothness", seed, i, draw)).to(xs[i])
+            longer = (long[i] / lengths(g)).to(g)
+            etas.append(noise * longer.reshape(-1, *[1] * (g.ndim - 1)) * g)
+        with torch.enable_grad():
+            lines = forward.along(i, [xs[i].detach() + eta for eta in etas])
+        for first in range(0, draws, together):
+            some = etas[first:first + together]
+            with torch.no_grad(), _heard(subject, {name: torch.cat(some)}) as (_, out):
+                risk.outputs({}, functools.reduce(Batch.joined, [batch] * len(some)))
+            gaps = [(out[k].reshape(len(some), *line.shape[1:]) - line[first:first + len(some)]).flatten(0, 1)
+                    for k, line in zip(names[i + 1:], lines, strict=True)]
+            apart = _row_lengths([gap[None] for gap in gaps])[0].unflatten(1, (len(some), -1))
+            limit = noise * torch.stack(long[i + 1:]).cpu()[:, None]
+            smallest += (limit / apart).amin((0, 2)).tolist()
+        risk.spend((FORWARD + GRADIENT) * draws + GRADIENT, len(batch))
         if all(map(math.isfinite, smallest)):
             found[name] = Estimate.from_draws(smallest)
     return found

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from genmeasure.curvature.forms import hessian_forms, positive_forms
 from genmeasure.curvature.gauss_newton import convex_in_outputs, gauss_newton_forms, linear_layers
+from genmeasure.curvature.tangents import find_tangents
 from genmeasure.curvature.taps import find_taps
 from genmeasure.errors import second_derivative
-from genmeasure.estimate import Estimate
+from genmeasure.estimate import Estimate, Estimates
 from genmeasure.registry import measure
 from genmeasure.risk import Risk
 from genmeasure.subject import Subject
@@ -24,12 +25,16 @@ TERMS = ("vHv-mean", "vHv-min", "vHv-max", "vGv-mean", "vGv-max", "vH+v-max", "v
 
 @dataclass(frozen=True)
 class Forms:
-    """v' H_ii v and v' G_ii v of every example [examples], the largest v' H_ii+ v and the width of its bracket."""
+    """v' H_ii v and v' G_ii v of every example [examples], the largest v' H_ii+ v and the width of its bracket.
+
+    derivatives: how the former was found where it is not the latter, for the reading.
+    """
 
     hessian: Tensor
     gauss_newton: Tensor
     positive_max: float
     error: float
+    derivatives: str = ""
 
 
 def layer_forms(subject: Subject, *, steps: int, rtol: float) -> dict[str, Forms]:
@@ -56,6 +61,7 @@ def _forms(risk: Risk, moves: Mapping[str, Tensor], steps: int, rtol: float) -> 
         curved = {name: v for name, v in moves.items() if not (linear[name] and convex)}
         gauss_newton = dict(zip(moves, gauss_newton_forms(risk, moves, taps).double().T, strict=True))
         hessian = dict(zip(curved, hessian_forms(risk, curved, taps).double().T, strict=True)) if curved else {}
+        derivatives = "forward mode" if taps is None else "tangents" if find_tangents(risk, taps) else "double backward"
         result = {}
         for layer in risk.layers:
             name = layer.name
@@ -65,13 +71,13 @@ def _forms(risk: Risk, moves: Mapping[str, Tensor], steps: int, rtol: float) -> 
                 continue
             positive = positive_forms(risk, layer, moves[name], steps=steps, rtol=rtol, taps=taps)
             result[name] = Forms(hessian[name], gauss_newton[name], positive.value.max().item(),
-                                 positive.upper.max().item() - positive.lower.max().item())
+                                 positive.upper.max().item() - positive.lower.max().item(), derivatives)
     return result
 
 
 @measure("hessian-distance", index=("layer", "term"), unit=dict.fromkeys(TERMS, "loss"),
          source="Ju, Li & Zhang 2022, arXiv:2206.02659, Theorem 2.1; measures.md 9")
-def hessian_distance(subject: Subject, *, steps: int = STEPS, rtol: float = RTOL) -> dict[tuple[str, str], Estimate]:
+def hessian_distance(subject: Subject, *, steps: int = STEPS, rtol: float = RTOL) -> Estimates:
     """v_i' H_ii v_i of single training examples along the displacement v_i = W_i - W_i(start), per layer.
 
     H_ii is the diagonal block of one example's loss, so nothing depends on the batch size. `vGv` takes the Gauss-Newton
@@ -80,11 +86,14 @@ def hessian_distance(subject: Subject, *, steps: int = STEPS, rtol: float = RTOL
     The maximum is exact over the examples scanned, whose number is n; it grows with that number.
     `vH+v-max-error` is the width of a bracket that holds the maximum, which Lanczos narrows until it is below `rtol`
     relative or for at most `steps` products (0: exact up to rounding).
-    Totals are sums over layers.
+    Totals are sums over layers. Where H_ii is not G_ii, the reading's parameters state under `found` how second
+    derivatives were taken: `tangents` of all layers carried through each operation, `double backward` for each layer
+    where some operation does not allow that, or nested `forward mode` where weights are not used linearly.
     """
     result: dict[tuple[str, str], Estimate] = {}
     totals = torch.zeros(len(TERMS), dtype=torch.float64)
-    for name, forms in layer_forms(subject, steps=steps, rtol=rtol).items():
+    found = layer_forms(subject, steps=steps, rtol=rtol)
+    for name, forms in found.items():
         values = (forms.hessian.mean(), forms.hessian.min(), forms.hessian.max(), forms.gauss_newton.mean(),
                   forms.gauss_newton.max(), forms.positive_max, forms.error)
         values = torch.tensor([float(v) for v in values], dtype=torch.float64)
@@ -93,4 +102,5 @@ def hessian_distance(subject: Subject, *, steps: int = STEPS, rtol: float = RTOL
             result[name, term] = Estimate(value, 0.0, subject.train.size)
     for term, value in zip(TERMS, totals.tolist(), strict=True):
         result["total", term] = Estimate(value, 0.0, subject.train.size)
-    return result
+    ways = {forms.derivatives for forms in found.values()} - {""}
+    return Estimates(result, **({"second-derivatives": " ".join(ways)} if ways else {}))

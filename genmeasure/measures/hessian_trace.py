@@ -38,14 +38,17 @@ def hessian_trace(subject: Subject, *, route: str = "auto", rtol: float = RTOL, 
     route: `gauss-newton` where the network is piecewise linear in each weight tensor (then H_ii = G_ii almost
     everywhere), `split` (Gauss-Newton part plus sampled residual) for smooth ones, `hutchinson` for any, `pyhessian` as
     that package draws; `auto` checks and chooses. `forward` needs no derivative at all, for models whose derivatives do
-    not fit or do not exist: second differences of the loss along noise in one layer at a time, with a standard
-    deviation of `forward_sigma` times the root mean square of the layer's weights. Higher orders and kinks bias it;
-    what three times that noise adds is taken for their bound, shown under `found` and part of the standard errors.
+    not fit or do not exist: differences of the outputs along noise in one layer at a time, with a standard deviation of
+    `forward_sigma` times the root mean square of the layer's weights, in a Gauss-Newton part and a residual; the second
+    is left out where every operation is piecewise linear, since it would hold nothing but kinks. What three times that
+    noise adds (in other networks with kinks the residual as well) is taken for a bound of the bias, shown under `found`
+    beside the residual and part of the standard errors.
 
     Draws end when the total has a relative standard error of `rtol` and every layer one of `layer_rtol` (layers with
     less than a hundredth of the total: as one with a hundredth), or both an absolute one of `atol`, or after
     `max_passes` draws per example. The reading's parameters state under `found` the route taken and the number of
-    layers in whose weights the outputs are piecewise linear. n counts the draws (the examples where nothing was drawn).
+    layers in whose weights the outputs are piecewise linear, and how second derivatives were taken. n counts the draws
+    (the examples where nothing was drawn).
     Raises `InputError` for a route that the network or the loss does not allow, an operation without second derivative,
     and a NaN loss, with its batch.
     """
@@ -64,6 +67,10 @@ def by_layer(subject: Subject, found: Traces) -> Estimates:
     unit_vectors = torch.eye(len(subject.layers), dtype=torch.float64)
     result = {layer.name: found.estimate(e) for layer, e in zip(subject.layers, unit_vectors, strict=True)}
     facts: dict[str, Any] = {} if found.linear is None else {"piecewise-linear-layers": sum(found.linear)}
+    if found.tangents is not None:
+        facts["second-derivatives"] = "tangents" if found.tangents else "double backward"
     if isinstance(found, ForwardTraces):
-        facts["bias"] = dict(zip([*result, "total"], [*found.bias.tolist(), found.bias.sum().item()], strict=True))
+        facts["piecewise-linear"] = found.structure.linear
+        for what, each in (("bias", found.bias), ("residual", found.residual)):
+            facts[what] = dict(zip([*result, "total"], [*each.tolist(), each.sum().item()], strict=True))
     return Estimates({**result, "total": found.estimate()}, route=found.route, layers=len(subject.layers), **facts)

@@ -61,7 +61,7 @@ def all_plots(readings: pd.DataFrame, *, by: str | None = None, classes: int | N
         if rows.loc[rows["term"].str.startswith(POINT), "value"].notna().any():
             yield measure, hessian_density(readings, measure=measure, by=group)
     if ((frame["term"] == "log10") & frame["value"].notna()).any():
-        yield "bounds", bound_comparison(readings, gap=gap)
+        yield "bounds", bound_comparison(readings)
 
 
 def write_plots(readings: pd.DataFrame, folder: Path, *, by: str | None = None, classes: int | None = None,

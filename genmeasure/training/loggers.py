@@ -79,9 +79,9 @@ class ProgressBar:
     INTERVAL = 0.5
     """Seconds between two looks at the loss, which on an accelerator wait for it to be computed."""
 
-    def __init__(self, steps: int, done: int = 0):
+    def __init__(self, steps: int, done: int = 0, *, shown: bool = True):
         self._bar = tqdm(total=steps, initial=done, desc="steps", delay=2, leave=False,
-                         disable=True if os.environ.get(QUIET) else None)
+                         disable=True if os.environ.get(QUIET) or not shown else None)
         self._shown = 0.0
 
     def __call__(self, epoch: int, loss: Callable[[], float]) -> None:

@@ -32,7 +32,8 @@ from genmeasure.training.minibatch import MiniBatch
 from genmeasure.training.optimizers import build_optimizer
 from genmeasure.training.pieces import Objective, Selection
 from genmeasure.training.precision import Overflow, Precision
-from genmeasure.training.randomness import seeded
+from genmeasure.training.randomness import seed_globally, seeded
+from genmeasure.training.ranks import APART, Ranks
 from genmeasure.training.run_folder import BEST, LAST, REFERENCE, RunFolder, described
 from genmeasure.training.schedules import learning_rate
 from genmeasure.training.settings import Settings
@@ -73,6 +74,9 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
     them where it is complete. save_every: steps after which the state is saved, besides the end of each epoch.
     facts: text that goes into the checkpoints' metadata. loggers: each is called with a record of every epoch, and of
     every `log_every`-th step.
+    A model in `DistributedDataParallel` is trained by all of its processes, each of which makes this same call: a batch
+    is divided among them, what they find is added up once for each gradient, and rank 0 writes. The result is that of
+    one process up to rounding, except that dropout draws otherwise and that BatchNorm normalises by each slice.
     The model, its modes and the global random state are left as they were; on one machine's CPU the same settings give
     the same weights bit for bit. Raises `InputError` for data or facts that do not fit, for a folder of another run,
     and when training diverges.
@@ -80,7 +84,7 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
     began = time.perf_counter()
     settings = settings or Settings()
     algorithm = get_algorithm(algorithm)
-    model = unwrapped(model)
+    ranks, given, model = Ranks.of(model), model, unwrapped(model)
     selection = algorithm.selection or settings.selection
     if validation is None and (selection.uses_validation or settings.schedule == "plateau"):
         raise InputError("an epoch is to be chosen by its validation figures, but no validation data came; pass "
@@ -90,7 +94,7 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
     for name, value in (("save_every", save_every), ("log_every", log_every)):
         if value is not None and value < 1:
             raise InputError(f"{name}={value} came; it must be at least 1 step")
-    device = get_device(settings.device)
+    device = get_device(settings.device) if ranks.size == 1 else next(model.parameters()).device
     with seeded(settings.seed, device):
         trained = copy.deepcopy(model).to(device)
         examples = whole(train)
@@ -100,21 +104,24 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
 
         @functools.cache
         def reference() -> nn.Module:
-            return fine_tune(model, "plain", train, validation, settings=settings, head=head,
+            return fine_tune(given, "plain", train, validation, settings=settings, head=head,
                              folder=None if folder is None else Path(folder) / REFERENCE, facts=facts,
                              save_every=save_every).model
         context = Context.of(trained, classes=classes, head=head, confusion=confusion, examples=examples,
                              epochs=settings.epochs, reference=reference, settings=settings)
         kept = None
         if folder is not None:
-            kept = RunFolder(folder, identity(context, algorithm, train, validation, device), facts)
-            kept.open()
+            kept = RunFolder(folder, identity(context, algorithm, train, validation, device, ranks), facts)
+            ranks.lead_does(kept.check)
         ready = algorithm.prepare(context)
-        if settings.accumulate > 1 and not ready.loss.divisible:
-            raise InputError(f"accumulate={settings.accumulate} came with {type(ready.loss).__name__}, whose loss of "
-                             "one example depends on the others of its batch; use accumulate=1")
+        if (settings.accumulate > 1 or ranks.size > 1) and not ready.loss.divisible:
+            raise InputError(f"accumulate={settings.accumulate} and {ranks.size} processes came with "
+                             f"{type(ready.loss).__name__}, whose loss of one example depends on other examples; "
+                             "train in one process with accumulate=1")
+        if kept is not None:
+            ranks.lead_does(kept.open)
         log = [*([] if kept is None else [kept.metrics]), *loggers]
-        run = Run(trained, ready, context, validation, selection, kept, save_every, log, log_every)
+        run = Run(trained, ready, context, validation, selection, kept, save_every, log, log_every, ranks)
         run.carry_out()
     trained.zero_grad(set_to_none=True)
     history = tuple(run.state.history)
@@ -124,14 +131,14 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
 
 
 def identity(context: Context, algorithm: Algorithm, train: Batches, validation: Batches | None,
-             device: torch.device) -> dict[str, Any]:
+             device: torch.device, ranks: Ranks) -> dict[str, Any]:
     """Plain values that tell runs apart."""
     structure = re.sub("0x[0-9a-f]+", "", str(context.model))
     trainable = [name for name, p in context.model.named_parameters() if p.requires_grad]
     return {"start": fingerprint(context.start), "train_data": train.fingerprint,
             "validation_data": None if validation is None else validation.fingerprint, "head": context.head,
             "pieces": described(algorithm), "confusion": described(context.confusion),
-            "settings": {**asdict(context.settings), "device": str(device)},
+            "settings": {**asdict(context.settings), "device": str(device)}, "processes": ranks.size,
             "structure": hashlib.sha256(f"{structure} {trainable}".encode()).hexdigest()}
 
 
@@ -140,7 +147,8 @@ class Run:
 
     def __init__(self, model: nn.Module, algorithm: Algorithm, context: Context, validation: Batches | None,
                  selection: Selection, folder: RunFolder | None = None, save_every: int | None = None,
-                 loggers: Sequence[Logger] = (), log_every: int | None = None):
+                 loggers: Sequence[Logger] = (), log_every: int | None = None, ranks: Ranks | None = None):
+        self.ranks = ranks or Ranks()
         self.model, self.algorithm, self.validation, self.selection = model, algorithm, validation, selection
         self.examples, self.settings, self.folder = context.examples, context.settings, folder
         self.names = tuple(context.start)
@@ -150,7 +158,7 @@ class Run:
         self.optimizer = build_optimizer(model, context, self.settings)
         self.sample = self.optimizer.param_groups[0]["params"][0]
         self.precision = Precision(self.settings.precision, self.sample.device)
-        self.state = State(model, algorithm, self.optimizer, self.precision, self.settings.seed)
+        self.state = State(model, algorithm, self.optimizer, self.precision, self.settings.seed, self.ranks)
         self.weights: Mapping[str, Tensor] = {}
         self.outcome: Path | None = None
         if folder is not None:
@@ -158,8 +166,10 @@ class Run:
 
     def carry_out(self) -> None:
         """Leaves the model with the weights of the chosen epoch."""
+        if self.ranks.size > 1:
+            seed_globally(self.settings.seed + self.ranks.rank * APART, self.sample.device)
         self._take_up()
-        bar = ProgressBar(self.settings.epochs * len(self._batches()[0]), self.state.steps)
+        bar = ProgressBar(self.settings.epochs * len(self._batches()[0]), self.state.steps, shown=self.ranks.lead)
         try:
             with kept_modes(self.model):
                 self.model.train()
@@ -169,13 +179,14 @@ class Run:
         finally:
             bar.close()
         if self.algorithm.adapter is not None:
+            self.model.load_state_dict(self.state.kept)
             self.algorithm.adapter.merge(self.model)
         self.model.load_state_dict(self.weights)
 
     def _take_up(self) -> None:
         saved = None if self.folder is None else self.folder.load()
         if self.folder is not None:
-            self.folder.metrics.keep(0 if saved is None else saved[1]["steps"])
+            self.ranks.lead_does(lambda: self.folder.metrics.keep(0 if saved is None else saved[1]["steps"]))
         if saved is not None:
             self.state.load(*saved)
         if self.state.history:
@@ -208,9 +219,11 @@ class Run:
             self._set_rate(len(batches))
             batch = self.examples.select(rows).to(self.sample.device, self.sample.dtype)
             batch = algorithm.loss.draw(batch, state.order, self.model)
-            objective = MiniBatch(self.model, algorithm.loss, batch, self.precision, settings.accumulate)
+            objective = MiniBatch(self.model, algorithm.loss, batch, self.precision, settings.accumulate,
+                                  self.ranks)
             value = step(self.model, algorithm, objective, self.optimizer, state.noise, clip=settings.clip,
                          precision=self.precision)
+            self.ranks.average_statistics(self.model)
             if value is not None:
                 state.total += len(rows) * value
                 state.counted += len(rows)
@@ -224,7 +237,7 @@ class Run:
                            "loss": math.nan if value is None else value.item()})
             if self.folder is not None and self.save_every is not None and state.steps % self.save_every == 0 \
                     and state.step < len(batches):
-                self.folder.save(state.tensors(), state.facts())
+                self._save()
 
     def _set_rate(self, steps: int) -> None:
         average, state = self.algorithm.average, self.state
@@ -246,10 +259,13 @@ class Run:
                              f"learning rate {self.rate:g}; use a smaller learning rate")
         with averaged(self.model, average, self.examples, self.settings.batch_size):
             figures = (math.nan, math.nan) if self.validation is None else evaluate(self.model, self.validation)
+            figures = self.ranks.agreed(figures, self.sample.device)
             seconds = state.seconds + time.perf_counter() - began
             state.history.append(Epoch(state.number, loss, *figures, self.rate, seconds))
             chosen = self.selection.chosen(state.history) == state.number
             present = present_weights(self.model, self.names) if chosen or self.folder is not None else {}
+            if chosen and self.algorithm.adapter is not None:
+                state.kept = copy.deepcopy(self.model.state_dict())
         if chosen:
             self.weights = present
         epoch = state.history[-1]
@@ -258,14 +274,20 @@ class Run:
         state.begin(state.number + 1)
         if self.folder is not None:
             facts = {"epoch": epoch.number, "history": [one.record() for one in state.history]}
-            self.folder.checkpoint(LAST, present, facts)
+            self.ranks.lead_does(lambda: self.folder.checkpoint(LAST, present, facts))
             if chosen and self.selection.uses_validation:
-                self.folder.checkpoint(BEST, present, facts)
-            self.folder.save(state.tensors(), state.facts())
+                self.ranks.lead_does(lambda: self.folder.checkpoint(BEST, present, facts))
+            self._save()
+
+    def _save(self) -> None:
+        tensors, facts = self.state.tensors(), self.state.facts()
+        self.ranks.lead_does(lambda: self.folder.save(tensors, facts))
 
     def _log(self, record: dict[str, Any]) -> None:
-        for logger in self.loggers:
-            logger(finite(record))
+        def log() -> None:
+            for logger in self.loggers:
+                logger(finite(record))
+        self.ranks.lead_does(log)
 
 
 @torch.no_grad()

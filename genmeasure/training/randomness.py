@@ -14,20 +14,23 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Inside the block the global generators of the CPU and of `device` start from `seed` (layers such as dropout take
     no generator of their own); afterwards they are as before."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # torch.manual_seed would also reseed devices that are not put back
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        if device.type != "mps":
-            yield
-            return
-        before = torch.mps.get_rng_state()
+        before = torch.mps.get_rng_state() if device.type == "mps" else None
         try:
-            torch.mps.manual_seed(seed)
+            seed_globally(seed, device)
             yield
         finally:
-            torch.mps.set_rng_state(before)
+            if before is not None:
+                torch.mps.set_rng_state(before)
+
+
+def seed_globally(seed: int, device: torch.device) -> None:
+    """The global generators of the CPU and of `device` alone, where torch.manual_seed would reseed all devices."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def global_state(device: torch.device) -> dict[str, torch.Tensor]:

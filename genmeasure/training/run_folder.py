@@ -40,22 +40,26 @@ class RunFolder:
         self.path, self.identity, self.facts = Path(path), json.loads(json.dumps(identity)), dict(facts or {})
         self.metrics = JsonLines(self.path / METRICS)
 
-    def open(self) -> None:
-        """Claim the folder, or take up the run that it holds; raises `InputError` for a folder of another run."""
+    def check(self) -> None:
+        """Raises `InputError` for a folder of another run."""
         file = self.path / RUN
         if file.exists():
             there = json.loads(file.read_text(encoding="utf-8"))
             if difference := _difference(there, self.identity):
                 raise InputError(f"the folder {str(self.path)!r} holds another run, in which {difference}; give each "
                                  "run a folder of its own")
-            return
-        if found := [name for name in NAMES if (self.path / name).exists()]:
+        elif found := [name for name in NAMES if (self.path / name).exists()]:
             raise InputError(f"the folder {str(self.path)!r} holds a {found[0]} but no {RUN} that says of which run; "
                              "give each run a folder of its own")
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{RUN}.tmp")
-        temporary.write_text(json.dumps(self.identity, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
+
+    def open(self) -> None:
+        """Claim the folder, unless it is claimed."""
+        file = self.path / RUN
+        if not file.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f".{RUN}.tmp")
+            temporary.write_text(json.dumps(self.identity, indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, file)
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """What `load` returns from now on."""

@@ -222,15 +222,19 @@ def test_compression_beside_its_literal_twin():
     x, y = torch.cat([b.inputs[0] for b in s.train]), s.train.labels
     assert wrong == (nn.functional.linear(x, best.state["weight"], best.state["bias"]).argmax(1) != y).double().mean()
     assert found["total"] == pytest.approx(inversions.kl_inverse(wrong, (nats + math.log(20)) / 400))
+    weights = np.linspace(1e-3, math.log(400) + 5, 4001)
+    grid = min(inversions.catoni(float(wrong), nats, 400, 0.05, g) for g in weights)
+    assert terms(s, "lotfi2022", variant="catoni")["total"] == pytest.approx(grid, rel=1e-5)
 
 
 def test_low_rank_factors():
     draw = torch.Generator().manual_seed(0)
     matrix = torch.randn(12, 2, generator=draw, dtype=torch.float64) @ torch.randn(2, 9, generator=draw,
                                                                                   dtype=torch.float64)
-    fine = lotfi2022.low_rank(matrix, 2, 1e-3)
+    factors = lotfi2022.best_factors(matrix)
+    fine = lotfi2022.low_rank(factors, 2, 1e-3)
     assert (fine.value - matrix).norm() < 1e-2 * matrix.norm()
-    assert lotfi2022.low_rank(matrix, 2, 1.0).nats < fine.nats
+    assert lotfi2022.low_rank(factors, 2, 1.0).nats < fine.nats
     assert torch.linalg.matrix_rank(fine.value) == 2
     assert not lotfi2022.quantised(torch.zeros(3, dtype=torch.float64), 1.0).value.any()
 

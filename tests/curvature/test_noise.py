@@ -10,6 +10,7 @@ from torch import nn
 
 from genmeasure.curvature import noise
 from genmeasure.curvature.noise import (
+    Interpolation,
     Noise,
     Sample,
     Spreads,
@@ -130,6 +131,57 @@ def test_sampled_groups_have_the_mean_over_all_examples(classifier, monkeypatch)
     plain = Sample(torch.full((200,), 1 / 200, dtype=torch.float64))
     even = group_draws(risk, plain, sigmas, range(400), layers=risk.layers, spreads=spreads, numbers=(0,), model=model)
     assert (drawn.std(0) < 0.7 * even.std(0)).all()
+
+
+def test_draws_at_a_few_sigmas_tell_a_smooth_curve():
+    sigmas = torch.tensor([0.01, 0.05, 0.02, 0.4, 0.1, 0.2], dtype=torch.float64)
+    draws = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    smooth = sigmas**2 * (draws @ torch.stack([sigmas.log() ** i for i in range(3)]))
+    way = Interpolation.through(sigmas.tolist(), 3)
+    assert {0, 3} < set(way.nodes)  # both ends
+    assert way.completed(smooth[:4], smooth[4:, way.nodes]).numpy() == pytest.approx(smooth.numpy(), rel=1e-9)
+    rough = torch.randn(8, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = way.completed(rough[:4], rough[4:, way.nodes])
+    told = rough[:, way.nodes] @ way.weights
+    assert found.mean(0).numpy() == pytest.approx((told.mean(0) + (rough - told)[:4].mean(0)).numpy())
+    assert found.mean(0)[list(way.nodes)].numpy() == pytest.approx(rough.mean(0)[list(way.nodes)].numpy())
+
+
+def test_intervals_of_interpolated_curves_cover():
+    """The formula alone, on draws whose curves are no polynomials and whose variance few of them carry."""
+    sigmas = torch.tensor([0.01 * 1.2**i for i in range(8)], dtype=torch.float64)
+    size = sigmas.shape[0]
+
+    def draws(generator, count):
+        shape = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+        rough = 0.1 * torch.randn(count, size, generator=generator, dtype=torch.float64)
+        mean = 1 + 40 * sigmas + torch.sin(200 * sigmas)
+        return sigmas**2 * (mean * shape[:, :1].square() + (60 * sigmas) ** 2 * shape[:, 1:2].square() + rough)
+    truth = sigmas**2 * (1 + 40 * sigmas + torch.sin(200 * sigmas) + (60 * sigmas) ** 2)
+    z, used = [], []
+    for seed in range(2 * SEEDS):
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(start, stop, at, generator=generator):
+            columns = [sigmas.tolist().index(s) for s in at]
+            used.append(len(columns))
+            return draws(generator, stop - start)[:, columns]
+        found = noise.drawn_curve(drawn, sigmas.tolist(), 10**5, 0.08, 0.0)
+        z.append(((found.value - truth) / found.stderr).tolist())
+    assert min(used) < size
+    assert_calibrated(z)
+
+
+def test_a_quadratic_is_drawn_at_one_sigma_after_the_first_sample(quadratic):
+    s, diagonal = quadratic
+    sigmas = (0.01, 0.1, 1.0)
+    before = s.risk.passes
+    found = noise_curve(s.risk, survey(s.risk), sigmas, rtol=0.03, max_passes=4000, seed=0)
+    truth = torch.tensor(sigmas).double().square() / 2 * trace(s, diagonal, Spreads())
+    assert ((found.value - truth).abs() < 4 * found.stderr).all()
+    assert (found.stderr <= 0.03 * found.value).all()
+    size = noise.group_size(s.risk) / s.risk.batches.size
+    assert s.risk.passes - before < 1.2 * size * (64 * 7 + (found.draws - 64) * 3) + 10
 
 
 def test_probabilities_are_those_of_the_sample(classifier):

@@ -209,5 +209,5 @@ def test_loss_that_needs_its_whole_batch_is_not_cut(net, train, settings):
 
         def __call__(self, outputs, targets):
             return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
-    with pytest.raises(InputError, match="use accumulate=1$"):
+    with pytest.raises(InputError, match="train in one process with accumulate=1$"):
         fine_tune(net, Algorithm(loss=Whole()), train, settings=replace(settings, select="last", accumulate=2))

@@ -1,0 +1,581 @@
+"""Second derivatives along a direction in each layer, for all layers and examples at once, from first-order tangents.
+
+Along W_i + a V_i the outputs of an operation m behind layer i move by a tangent t_im. The second derivative of a
+function of the network's outputs is its own curvature along the outputs' tangent, plus the sum over the operations of
+<g_m, m''[t_im, t_im]>, with g_m the function's gradient with respect to the outputs of m. Linear operations add
+nothing, and one backward pass gives all g_m. So the tangents of all layers are carried forward together, stacked, each
+from its layer on, and no second derivative goes through the network as a whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import jvp, vmap
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from genmeasure.curvature.draws import generator
+from genmeasure.curvature.higher_order import written_out
+from genmeasure.curvature.taps import (
+    AGREEMENT,
+    SHARE,
+    Call,
+    Function,
+    Probe,
+    Taps,
+    attention_function,
+    diagonal_second_derivatives,
+    linear_call,
+    weight_key,
+)
+from genmeasure.data.batches import Batch
+from genmeasure.risk import FORWARD, Risk
+
+HELD = {"cpu": 2**23, "cuda": 2**27}
+"""Numbers that the stacked tangents of one operation may hold; on a CPU few, as caches are small."""
+MOST_LIVE = 0.9
+"""A larger share of rows that matter is not worth leaving the others out."""
+PROBED = 3
+"""Examples from which is found where the examples are among the outputs of an operation."""
+
+
+class NoRuleError(Exception):
+    """An operation whose second derivative is not at hand here."""
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """What a tensor moves by, along the directions of some layers: values [slots, *shape]."""
+
+    slots: tuple[int, ...]
+    values: Tensor
+
+    def over(self, slots: tuple[int, ...]) -> Tensor:
+        """[slots, *shape], zero for layers that do not move it."""
+        if slots == self.slots:
+            return self.values
+        found = self.values.new_zeros(len(slots), *self.values.shape[1:])
+        found[[slots.index(s) for s in self.slots]] = self.values
+        return found
+
+    def at(self, slots: tuple[int, ...]) -> Tensor:
+        """[slots, *shape] of some of its own."""
+        return self.values if slots == self.slots else self.values[[self.slots.index(s) for s in slots]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the examples are among a tensor's numbers: along an axis, in front of or behind what shares it."""
+
+    axis: int
+    first: bool = True
+
+    def by_example(self, tensor: Tensor, examples: int) -> Tensor:
+        """[k, *shape] -> [k, outer, examples, inner]."""
+        shape = tensor.shape[1:]
+        shared = shape[self.axis] // examples
+        outer, inner = shape[:self.axis].numel(), shape[self.axis + 1:].numel()
+        outer, inner = (outer, inner * shared) if self.first else (outer * shared, inner)
+        return tensor.reshape(len(tensor), outer, examples, inner)
+
+
+@dataclass
+class Step:
+    """One operation of a forward pass, with what is needed to carry tangents through it.
+
+    moved: the inputs that can move. apply: the operation as a function of these alone. use: number of the use of a
+    measured weight, if it is one. slope: the gradient with respect to its output, where the rule asks for it. live:
+    numbers of the rows of its output that the network's outputs depend on, where that is not most of them.
+    """
+
+    rule: Callable[[Step, list[Tangent]], tuple[Tangent, Tensor | None]] | None
+    function: Callable
+    moved: list[Tensor]
+    apply: Callable
+    outputs: list[Tensor]
+    arguments: tuple = ()
+    use: int | None = None
+    call: Call | None = None
+    slope: Tensor | None = None
+    live: Tensor | None = None
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether it acts on the last axis alone, so that rows can be left out."""
+        if self.use is not None:
+            return self.call.convolution is None
+        return self.rule in (elementwise, layer_norm) and self.outputs[0].ndim > 1
+
+
+# rules: (step, tangents of what moves) -> the tangents of its output, and <g, m''[t, t]> before it is summed
+
+def affine(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], None]:
+    slots, values = _aligned(tangents)
+    with torch.no_grad():
+        found = vmap(lambda *t: jvp(step.apply, tuple(step.moved), t)[1])(*values)
+    return [Tangent(slots, v) for v in (found if isinstance(found, (tuple, list)) else [found])], None
+
+
+def any_function(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]:
+    """By nested forward mode through the one operation."""
+    slots, values = _aligned(tangents)
+    zero, one = torch.zeros_like(values[0].flatten()[0]), torch.ones_like(values[0].flatten()[0])
+
+    def twice(*directions: Tensor) -> tuple[Tensor, Tensor]:
+        def line(a: Tensor) -> Tensor:
+            return step.apply(*(p + a * d for p, d in zip(step.moved, directions, strict=True)))
+        return jvp(lambda a: jvp(line, (a,), (one,))[1], (zero,), (one,))
+    with torch.no_grad(), written_out():
+        first, second = vmap(twice)(*values)
+    return [Tangent(slots, first)], step.slope * second
+
+
+def elementwise(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]:
+    (t,) = tangents
+    with torch.enable_grad():
+        x = step.moved[0].detach().requires_grad_()
+        (first,) = torch.autograd.grad(step.apply(x).sum(), x, create_graph=True)
+        second = torch.autograd.grad(first.sum(), x)[0] if first.requires_grad else torch.zeros_like(x)
+    first, bent = first.detach(), step.slope * second
+    return [Tangent(t.slots, first * t.values)], bent * t.values.square() if bent.any() else None
+
+
+def bilinear(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor | None]:
+    (a, b), (s, t) = step.moved, tangents
+    slots = (*s.slots, *(x for x in t.slots if x not in s.slots))
+    left, right = vmap(step.apply, (0, None))(s.values, b), vmap(step.apply, (None, 0))(a, t.values)
+    if s.slots == t.slots:
+        values = left + right
+    else:
+        values = torch.cat([left, right.new_zeros(len(slots) - len(left), *right.shape[1:])])
+        values[[slots.index(x) for x in t.slots]] += right
+    both = tuple(x for x in s.slots if x in t.slots)
+    if not both:
+        return [Tangent(slots, values)], None
+    second = 2 * step.slope * vmap(step.apply)(s.at(both), t.at(both))
+    return [Tangent(slots, values)], Tangent(both, second).over(slots)
+
+
+def softmax(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]:
+    def over(_: Tensor, dim: int, *__: Any, **___: Any) -> int:
+        return dim
+    (t,), p = tangents, step.outputs[0]
+    args, kwargs = step.arguments
+    dim = over(*args, **kwargs)
+    dim = dim if dim < 0 else dim - p.ndim
+    centred = t.values - (p * t.values).sum(dim, keepdim=True)
+    bent = p * (step.slope - (p * step.slope).sum(dim, keepdim=True))
+    return [Tangent(t.slots, p * centred)], bent * centred.square()
+
+
+def layer_norm(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]:
+    """y = w c / s + b with c = x - mean(x), s^2 = mean(c^2) + eps: twice differentiated, with y' = c'/s - y s'/s."""
+    def setting(_: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+                eps: float = 1e-5, *__: Any) -> tuple:
+        return tuple(range(-len(shape), 0)), weight, eps
+    (x,), (t,) = step.moved, tangents
+    args, kwargs = step.arguments
+    over, weight, eps = setting(*args, **kwargs)
+    centred = x - x.mean(over, keepdim=True)
+    scale = (centred.square().mean(over, keepdim=True) + eps).rsqrt()
+    y = centred * scale
+    moved = (t.values - t.values.mean(over, keepdim=True)) * scale
+    spread = (moved * y).mean(over, keepdim=True)  # s' / s
+    first = moved - y * spread
+    slope = step.slope if weight is None else step.slope * weight
+    # y'' = -(2 y' s' + y s'') / s with s'' / s = mean(c'^2) / s^2 - (s' / s)^2
+    curved = moved.square().mean(over, keepdim=True) - spread.square()
+    second = -slope * (2 * first * spread + y * curved)
+    return [Tangent(t.slots, first if weight is None else first * weight)], second
+
+
+def on_live_rows(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor | None]:
+    """The rule on live rows alone; nothing comes of the others (padding, tokens that nobody looks at)."""
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.flatten(0, -2)[step.live]
+    part = dataclasses.replace(step, live=None, moved=[rows(x) for x in step.moved],
+                               outputs=[rows(x) for x in step.outputs], slope=rows(step.slope))
+    found, bent = step.rule(part, [Tangent(t.slots, _live(t.values, step.live)) for t in tangents])
+    like = step.outputs[0]
+    return ([Tangent(t.slots, _among_all(t.values, step.live, like)) for t in found],
+            None if bent is None else _among_all(bent, step.live, like))
+
+
+def _live(values: Tensor, live: Tensor) -> Tensor:
+    """[k, ..., d] -> [k, live, d]."""
+    return values.flatten(1, -2)[:, live]
+
+
+def _among_all(values: Tensor, live: Tensor, like: Tensor) -> Tensor:
+    """[k, live, d] -> [k, *shape of like], zero elsewhere."""
+    found = values.new_zeros(len(values), like.shape[:-1].numel(), values.shape[-1])
+    found[:, live] = values
+    return found.reshape(len(values), *like.shape)
+
+
+def _aligned(tangents: list[Tangent]) -> tuple[tuple[int, ...], list[Tensor]]:
+    slots = tuple(dict.fromkeys(s for t in tangents for s in t.slots))
+    return slots, [t.over(slots) for t in tangents]
+
+
+AFFINE = frozenset((
+    "__getitem__", "__get__", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "transpose",
+    "permute", "swapaxes", "swapdims", "movedim", "unsqueeze", "squeeze", "expand", "expand_as", "contiguous",
+    "select", "narrow", "chunk", "split", "unbind", "tensor_split", "repeat", "repeat_interleave", "roll", "flip",
+    "clone", "to", "type_as", "float", "double", "index_select", "gather", "take_along_dim", "masked_fill", "where",
+    "cat", "stack", "hstack", "vstack", "pad", "_pad", "mean", "sum", "cumsum", "neg", "__neg__", "negative", "add",
+    "__add__", "__radd__", "sub", "subtract", "__sub__", "__rsub__", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "dropout", "dropout1d", "dropout2d",
+    "dropout3d", "interpolate", "pixel_shuffle", "unfold", "fold", "tril", "triu"))
+"""Names of functions that are affine in all of their tensors together."""
+ELEMENTWISE = frozenset((
+    "gelu", "relu", "tanh", "sigmoid", "silu", "elu", "celu", "selu", "leaky_relu", "relu6", "hardtanh",
+    "hardswish", "hardsigmoid", "logsigmoid", "softplus", "mish", "softsign", "tanhshrink", "exp", "expm1", "log",
+    "log1p", "sqrt", "rsqrt", "square", "sin", "cos", "erf", "abs", "reciprocal"))
+"""Of one tensor, number by number."""
+MULTIPLICATIONS = frozenset(["mul", "__mul__", "__rmul__", "multiply"])
+PRODUCTS = frozenset(["matmul", "__matmul__", "bmm", "mm"]) | MULTIPLICATIONS
+"""Bilinear in two tensors."""
+LINEAR_IN_FIRST = frozenset(
+    ["linear", "conv1d", "conv2d", "conv3d", "div", "__truediv__", "true_divide", "divide", "batch_norm"])
+"""Affine in the first tensor where the others do not move."""
+INSTEAD = {"add_": torch.add, "sub_": torch.sub, "mul_": torch.mul, "div_": torch.div, "view": Tensor.reshape}
+"""What `x += y` and its like come as; where a model goes on with the changed x under another name, what comes out is
+wrong, which the comparison with double backward shows. Stacked tangents have no fixed order in memory for a view."""
+
+
+def rule_for(function: Callable, moved: int, first: bool) -> Callable:
+    """How tangents pass an operation of which `moved` inputs move. first: whether the first one does."""
+    name = getattr(function, "__name__", "")
+    if name in AFFINE or (moved == 1 and (name in PRODUCTS or (name in LINEAR_IN_FIRST and first))):
+        return affine
+    if name in ELEMENTWISE or (name in ("pow", "__pow__") and moved == 1 and first):
+        return elementwise
+    if name in PRODUCTS and moved == 2:
+        return bilinear
+    return {"softmax": softmax, "layer_norm": layer_norm}.get(name, any_function)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+              is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor:
+    """`scaled_dot_product_attention` of elementary operations, without dropout."""
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype is torch.bool else scores + attn_mask
+    return torch.softmax(scores, -1) @ value
+
+
+class _Recording(TorchFunctionMode):
+    """Notes every operation from the first use of a measured weight on."""
+
+    def __init__(self, risk: Risk, anchor: Tensor):
+        super().__init__()
+        self.names = {weight_key(w): name for name, w in risk.weights.items()}
+        self.anchor, self.steps, self.uses = anchor, [], 0
+        self.known: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        written = {F.multi_head_attention_forward: attention_function, F.scaled_dot_product_attention: attention}
+        if func in written:
+            with self:
+                return written[func](*args, **kwargs)
+        if kwargs.get("inplace"):
+            kwargs["inplace"] = False
+        name = getattr(func, "__name__", "")
+        leaves, form = tree_flatten((args, kwargs))
+        moved = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and id(leaf) in self.known]
+        if moved:
+            func = INSTEAD.get(name, func)
+            if name not in INSTEAD and name.endswith("_") and not name.startswith("__"):
+                raise NoRuleError(f"{name} changes its input")
+        output = func(*args, **kwargs)
+        call = linear_call(func, args, kwargs)
+        layer = call and self.names.get(weight_key(call.weight))
+        if layer:
+            output = output if output.requires_grad else output + self.anchor
+            call = dataclasses.replace(call, input=call.input.detach())
+            source = [leaves[i] for i in moved]
+            if any(id(leaf) not in map(id, (args[1:2] if call.transposed else args[:1])) for leaf in source):
+                raise NoRuleError("a measured weight or its bias moves with another")
+            self._note(Step(None, func, source, call.operation, [output], use=self.uses, call=call))
+            self.uses += 1
+        elif moved:
+            outputs = [t for t in (output if isinstance(output, (tuple, list)) else [output])
+                       if isinstance(t, Tensor) and t.requires_grad]
+            if outputs:
+                self._note(self._step(func, leaves, form, moved, output, outputs))
+        return output
+
+    def _step(self, func: Callable, leaves: list, form: Any, moved: list[int], output: Any,
+              outputs: list[Tensor]) -> Step:
+        held = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+        def apply(*values: Tensor) -> Any:
+            some = list(held)
+            for place, value in zip(moved, values, strict=True):
+                some[place] = value
+            args, kwargs = tree_unflatten(some, form)
+            return func(*args, **kwargs)
+        rule = rule_for(func, len(moved), moved[0] == 0)
+        several = isinstance(output, (tuple, list))
+        if several and (rule is not affine or len(outputs) < len(output)):
+            raise NoRuleError(f"{getattr(func, '__name__', func)} has several outputs")
+        return Step(rule, func, [leaves[i] for i in moved], apply, outputs, tree_unflatten(held, form))
+
+    def _note(self, step: Step) -> None:
+        self.steps.append(step)
+        self.known.update((id(t), t) for t in step.outputs)
+
+
+@dataclass
+class Recorded:
+    """A forward pass: its steps, the network's outputs, and the gradients that `slopes` fills in."""
+
+    steps: list[Step]
+    outputs: Tensor
+    anchor: Tensor
+
+    def slopes(self, direction: Tensor, wanted: Sequence[int], *, again: bool = False) -> list[Tensor | None]:
+        """The gradients of <direction, outputs> with respect to the outputs of the steps `wanted`."""
+        return list(torch.autograd.grad(self.outputs, [self.steps[i].outputs[0] for i in wanted], direction,
+                                        retain_graph=again, allow_unused=True))
+
+
+def _recorded(risk: Risk, batch: Batch) -> Recorded:
+    anchor = torch.zeros((), device=risk.device, dtype=risk.dtype, requires_grad=True)
+    mode = _Recording(risk, anchor)
+    with torch.enable_grad(), mode:
+        outputs = risk.outputs({}, batch)
+    return Recorded(mode.steps, outputs, anchor)
+
+
+@dataclass(frozen=True)
+class Tangents:
+    """The steps of a forward pass that are not affine, and where the examples are among their outputs.
+
+    largest: numbers that the outputs of a step hold for each example, at most, where it was looked.
+    """
+
+    taps: Taps
+    places: Mapping[int, Place]
+    largest: int
+
+    def examples(self, risk: Risk, layers: int) -> int:
+        """How many examples to take at a time."""
+        return max(1, HELD.get(risk.device.type, HELD["cpu"]) // (layers * self.largest))
+
+    @torch.no_grad()
+    def second_derivatives(self, risk: Risk, batch: Batch, probes: Mapping[str, Probe],
+                           function: Function) -> tuple[Tensor, Tensor]:
+        """As `diagonal_second_derivatives`, for the same price whatever the layers that lie behind."""
+        batch, names = risk.place(batch), list(probes)
+        risk.spend(FORWARD * (5 + sum(self.taps.behind(name) for name in names)), len(batch))
+        run = _recorded(risk, batch)
+        slope, curvature = _of_function(run.outputs, batch, function)
+        self._find_live_rows(run)
+        wanted = list(self.places)
+        for i, g in zip(wanted, run.slopes(slope, wanted), strict=True):
+            run.steps[i].slope = None if g is None else g.detach()
+        second = slope.new_zeros(len(names), len(batch))
+        moved = self._carried(run, probes, names, second, len(batch))
+        first = torch.zeros_like(second)
+        if moved is not None:
+            for slot, along in zip(moved.slots, moved.values, strict=True):
+                first[slot] = (slope * along).flatten(1).sum(1)
+                second[slot] += curvature(along)
+        return first.T, second.T
+
+    @staticmethod
+    def _find_live_rows(run: Recorded) -> None:
+        """The gradient of a random combination of the outputs is zero where they depend on nothing."""
+        wanted = [i for i, step in enumerate(run.steps) if step.row_by_row]
+        mix = torch.randn(run.outputs.shape, generator=generator("live rows"), dtype=torch.float64).to(run.outputs)
+        for i, g in zip(wanted, run.slopes(mix, wanted, again=True), strict=True):
+            if g is not None:
+                live = (g != 0).any(-1).flatten()
+                if live.double().mean() < MOST_LIVE:
+                    run.steps[i].live = live.nonzero().squeeze(1)
+
+    def _carried(self, run: Recorded, probes: Mapping[str, Probe], names: list[str], second: Tensor,
+                 examples: int) -> Tangent | None:
+        """Adds what every step bends to `second` [slots, examples]; the tangents of the outputs."""
+        tangents: dict[int, Tangent] = {}
+        last = {id(t): number for number, step in enumerate(run.steps) for t in step.moved}
+        last[id(run.outputs)] = len(run.steps)
+        for number, step in enumerate(run.steps):
+            inputs = [tangents.get(id(t)) for t in step.moved]
+            moves = [t.detach() for t in step.moved]
+            keys = [id(t) for t in step.outputs]
+            live = dataclasses.replace(step, moved=moves, outputs=[t.detach() for t in step.outputs])
+            found, bent = self._through(live, inputs, probes, names)
+            for key, tangent in zip(keys, found, strict=False):  # none where nothing moves
+                if key in last and last[key] > number:
+                    tangents[key] = tangent
+            if bent is not None and found:
+                by_example = self.places[number].by_example(bent, examples).sum((1, 3))
+                second[list(found[0].slots)] += by_example
+            step.slope = live.slope = None
+            for t in step.moved:
+                if last[id(t)] <= number:
+                    tangents.pop(id(t), None)
+        return tangents.get(id(run.outputs))
+
+    def _through(self, step: Step, inputs: list[Tangent | None], probes: Mapping[str, Probe],
+                 names: list[str]) -> tuple[list[Tangent], Tensor | None]:
+        if step.use is not None:
+            return self._through_layer(step, inputs[0] if inputs else None, probes, names)
+        if not any(inputs):
+            return [], None
+        if any(t is None for t in inputs):  # some of what could move stays
+            still = [t is None for t in inputs]
+            count = sum(not s for s in still)
+            held, whole = step.moved, step.apply
+
+            def apply(*values: Tensor) -> Any:
+                rest = iter(values)
+                return whole(*(p if s else next(rest) for p, s in zip(held, still, strict=True)))
+            step = dataclasses.replace(step, rule=rule_for(step.function, count, not still[0]), apply=apply,
+                                       moved=[p for p, s in zip(held, still, strict=True) if not s])
+            inputs = [t for t in inputs if t is not None]
+        if step.rule is not affine and step.slope is None:  # nothing behind it reaches the function
+            step = dataclasses.replace(step, slope=torch.zeros_like(step.outputs[0]))
+        return (step.rule if step.live is None else on_live_rows)(step, inputs)
+
+    def _through_layer(self, step: Step, source: Tangent | None, probes: Mapping[str, Probe],
+                       names: list[str]) -> tuple[list[Tangent], Tensor | None]:
+        layout, call, output = self.taps.layouts[step.use], step.call, step.outputs[0]
+        carried = None
+        if source is not None and step.live is None:
+            carried = Tangent(source.slots, _stacked(call, source.values))
+        elif source is not None:
+            some = call.operation(_live(source.values, step.live), call.weight.detach())
+            carried = Tangent(source.slots, _among_all(some, step.live, output))
+        if layout.layer not in probes:
+            return ([] if carried is None else [carried]), None
+        slot = names.index(layout.layer)
+        probe = probes[layout.layer]
+        own = probe.move(layout, call, output).reshape(output.shape)
+        if carried is None:
+            return [Tangent((slot,), own[None])], None
+        if slot not in carried.slots:
+            return [Tangent((*carried.slots, slot), torch.cat([carried.values, own[None]]))], None
+        at = carried.slots.index(slot)  # used before: its input moves with it
+        carried.values[at] += own
+        cross = probe.move(layout, dataclasses.replace(call, input=source.values[at]), output).reshape(output.shape)
+        bent = torch.zeros_like(carried.values)
+        bent[at] = 0 if step.slope is None else 2 * step.slope * cross
+        return [carried], bent
+
+
+def _stacked(call: Call, values: Tensor) -> Tensor:
+    """The layer's linear operation on stacked inputs [k, ...]."""
+    if call.convolution is None:
+        return call.operation(values, call.weight.detach())
+    found = call.operation(values.flatten(0, 1), call.weight.detach())
+    return found.unflatten(0, (len(values), -1))
+
+
+def _of_function(outputs: Tensor, batch: Batch, function: Function) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The function's gradient with respect to the outputs, and m -> m' A m [b] with its Hessian A."""
+    with torch.enable_grad():
+        here = outputs.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(function(here, batch).sum(), here, create_graph=True)
+
+    def curvature(along: Tensor) -> Tensor:
+        if not slope.requires_grad:
+            return along.new_zeros(len(batch))
+        (bent,) = torch.autograd.grad(slope, here, along, retain_graph=True, materialize_grads=True)
+        return (bent * along).flatten(1).sum(1)
+    return slope.detach(), curvature
+
+
+def second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str, Probe],
+                       function: Function) -> tuple[Tensor, Tensor]:
+    """As `diagonal_second_derivatives`, from tangents where they can be carried through this network."""
+    found = find_tangents(risk, taps)
+    if found is None:
+        return diagonal_second_derivatives(risk, taps, batch, probes, function)
+    return found.second_derivatives(risk, batch, probes, function)
+
+
+def at_a_time(risk: Risk, taps: Taps, layers: int) -> int:
+    """How many examples to take at a time in `second_derivatives` of that many layers."""
+    found = find_tangents(risk, taps)
+    return max(1, max(risk.batches.lengths) // SHARE) if found is None else found.examples(risk, layers)
+
+
+def find_tangents(risk: Risk, taps: Taps | None) -> Tangents | None:
+    """How tangents are carried through this network.
+
+    None where an operation changes its input in place or has no second derivative of its own, where examples cannot be
+    told apart in its output, and where what comes out disagrees with double backward on three examples, of the first,
+    the middle and the last layer.
+    """
+    if taps is None:
+        return None
+    key = f"tangents {[x.name for x in risk.layers]}"
+    return risk.shared.remember(key, lambda: _find_tangents(risk, taps))
+
+
+def _find_tangents(risk: Risk, taps: Taps) -> Tangents | None:
+    first = next(iter(risk.batches))
+    batch = risk.place(first.select(torch.arange(PROBED) % len(first)))
+    draws = generator("tangents", 0)
+    used = list(dict.fromkeys(layout.layer for layout in taps.layouts))
+    several = {x for x in used if sum(layout.layer == x for layout in taps.layouts) > 1}
+    probes = {name: Probe(torch.randn(risk.weights[name].shape, generator=draws, dtype=torch.float64).to(
+        risk.weights[name])) for name in {used[0], used[len(used) // 2], used[-1], *several}}
+    try:
+        found = _placed(risk, taps, batch, draws)
+        if found is None:
+            return None
+        ours = found.second_derivatives(risk, batch, probes, risk.losses_of)
+    except (NoRuleError, RuntimeError, NotImplementedError, IndexError, TypeError):
+        return None
+    twin = diagonal_second_derivatives(risk, taps, batch, probes, risk.losses_of)
+    agree = all(((a - b).abs() <= AGREEMENT * b.abs().max(0).values).all() for a, b in zip(ours, twin, strict=True))
+    return found if agree else None
+
+
+def _placed(risk: Risk, taps: Taps, batch: Batch, draws: torch.Generator) -> Tangents | None:
+    run = _recorded(risk, batch)
+    uses = [layout.layer for layout in taps.layouts]
+    curved = [i for i, s in enumerate(run.steps)
+              if (s.rule is not affine if s.use is None else uses.count(uses[s.use]) > 1)]
+    direction = torch.randn(run.outputs.shape, generator=draws, dtype=torch.float64).to(run.outputs)
+    slopes = []
+    for example in range(PROBED):
+        only = torch.zeros_like(direction)
+        only[example] = direction[example]
+        slopes.append(run.slopes(only, curved, again=True))
+    places = {}
+    for number, each in zip(curved, zip(*slopes, strict=True), strict=True):
+        shape = run.steps[number].outputs[0].shape
+        place = next((p for axis, n in enumerate(shape) if n % PROBED == 0 for p in (Place(axis), Place(axis, False))
+                      if all(_only(p, g, n) for n, g in enumerate(each))), None)
+        if place is None:
+            return None
+        places[number] = place
+    largest = max(t.numel() for step in run.steps for t in step.outputs) // PROBED
+    return Tangents(taps, places, max(1, largest))
+
+
+def _only(place: Place, slope: Tensor | None, example: int) -> bool:
+    """Whether a gradient of one example is zero at the others' places."""
+    if slope is None:
+        return True
+    touched = place.by_example(slope[None], PROBED).abs().amax((0, 1, 3)) > 0
+    touched[example] = False
+    return not touched.any()
