@@ -1,8 +1,8 @@
 """Does noise stability optimisation find flatter minima than plain fine-tuning and SAM at equal accuracy and compute?
 
 Digits 5-9 with and without symmetric label noise, starts pretrained on digits 0-4: `genmeasure run analysis/nso.py
---out out/nso`, then `python figures/nso.py`. One epoch of SAM or NSO costs two of plain fine-tuning; `plain, twice as long`
-has the same number of forward and backward passes as they. The last epoch is kept.
+--out out/nso`, then `python figures/nso.py`. One epoch of SAM or NSO costs two of plain fine-tuning; `plain, twice as
+long` has the same number of forward and backward passes as they. The last epoch is kept.
 """
 
 import dataclasses
