@@ -13,7 +13,7 @@ from genmeasure.engine import LocalEngine
 from genmeasure.study import Request
 from genmeasure.subject import SubjectFiles
 
-NOISES, SEEDS = (0.2, 0.4), 8
+NOISES, SEEDS = (0.2, 0.4), 6
 METHODS = {
     "plain": ("plain", {}), "early stopping": ("early-stopping", {"patience": 8}),
     "label smoothing": ("label-smoothing", {}), "mixup": ("mixup", {}),

@@ -13,7 +13,7 @@ from genmeasure.engine import LocalEngine
 from genmeasure.study import Request
 from genmeasure.subject import SubjectFiles
 
-NOISES, SEEDS = (0.0, 0.2, 0.4), 8
+NOISES, SEEDS = (0.0, 0.4), 6
 TWICE = 2 * FINE_TUNING.epochs
 METHODS = {
     "plain": ("plain", {}, {}), "plain, twice as long": ("plain", {}, {"epochs": TWICE}),
