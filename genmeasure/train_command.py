@@ -20,11 +20,13 @@ from genmeasure.data.batches import Batches
 from genmeasure.data.label_noise import noisy_labels, symmetric_confusion
 from genmeasure.data.label_noise.arrays import array
 from genmeasure.data.readers import load_for
+from genmeasure.engine import Engine
+from genmeasure.engine.ranks import Ranks, joined
 from genmeasure.errors import InputError, unknown
 from genmeasure.registry import named
 from genmeasure.train_options import SETTINGS
 from genmeasure.training.algorithm import Algorithm, get_algorithm
-from genmeasure.training.context import Context
+from genmeasure.training.context import Context, unwrapped
 from genmeasure.training.loggers import Logger, TensorBoard
 from genmeasure.training.loop import Result, fine_tune
 from genmeasure.training.settings import Settings
@@ -35,7 +37,12 @@ LOGGERS = {"tensorboard": TensorBoard}
 
 
 def train(arguments: argparse.Namespace) -> str:
-    """Carry out the command; what to say at the end."""
+    """Carry out the command, by all processes that torchrun started; what to say at the end."""
+    with joined(arguments.device) as engine:
+        return carry_out(arguments, engine)
+
+
+def carry_out(arguments: argparse.Namespace, engine: Engine) -> str:
     name, given = named(arguments.algorithm)
     algorithm = get_algorithm(name, **given)
     settings = Settings(**{name: getattr(arguments, name) for name in SETTINGS}, seed=arguments.seed,
@@ -50,11 +57,13 @@ def train(arguments: argparse.Namespace) -> str:
     data = load_for(arguments.model, arguments.train)
     validation = load_for(arguments.model, arguments.validation) if arguments.validation else None
     data, confusion = with_noise(data, model, arguments)
+    if isinstance(engine, Ranks):
+        model = nn.parallel.DistributedDataParallel(model.to(engine.device))
     facts = {name: str(value) for name in ("algorithm", "model", "train", "validation", "noise", "confusion", "seed")
              if (value := getattr(arguments, name)) is not None}
     facts["started_from"] = arguments.start
     if out.suffix == FILE:
-        return one_file(out, model, algorithm, data, validation, settings, arguments.head, confusion, facts)
+        return one_file(out, model, algorithm, data, validation, settings, arguments.head, confusion, facts, engine)
     result = fine_tune(model, algorithm, data, validation, settings=settings, head=arguments.head, confusion=confusion,
                        folder=out, facts=facts, save_every=arguments.save_every, loggers=loggers,
                        log_every=arguments.log_every)
@@ -62,9 +71,10 @@ def train(arguments: argparse.Namespace) -> str:
 
 
 def one_file(out: Path, model: nn.Module, algorithm: Algorithm, data: Batches, validation: Batches | None,
-             settings: Settings, head: str | None, confusion: Tensor | None, facts: dict[str, str]) -> str:
+             settings: Settings, head: str | None, confusion: Tensor | None, facts: dict[str, str],
+             engine: Engine) -> str:
     """The weights alone; a run that ends early starts anew."""
-    told = {**facts, "start": fingerprint(model.state_dict()), "settings": json.dumps(asdict(settings)),
+    told = {**facts, "start": fingerprint(unwrapped(model).state_dict()), "settings": json.dumps(asdict(settings)),
             "train_data": data.fingerprint, "head": str(head),
             "validation_data": "none" if validation is None else validation.fingerprint}
     recipe = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -74,9 +84,10 @@ def one_file(out: Path, model: nn.Module, algorithm: Algorithm, data: Batches, v
                              "its own")
         return f"{out} is there already, made by this command"
     result = fine_tune(model, algorithm, data, validation, settings=settings, head=head, confusion=confusion)
-    write(out, result.model.state_dict(), {
-        **told, "recipe": recipe, "epoch": str(result.chosen),
-        "history": json.dumps([epoch.record() for epoch in result.history])})
+    if engine.lead:
+        write(out, result.model.state_dict(), {
+            **told, "recipe": recipe, "epoch": str(result.chosen),
+            "history": json.dumps([epoch.record() for epoch in result.history])})
     return sentence(out, result)
 
 

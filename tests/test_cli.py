@@ -368,6 +368,26 @@ def test_train_into_a_folder_resumes_and_can_be_audited(folder, capsys):
     assert capsys.readouterr().err.endswith("give each run a folder of its own\n")
 
 
+@pytest.mark.slow
+def test_train_by_two_processes(folder, capsys):
+    """On a network whose examples do not influence each other: one process finds the same, and one of two speaks."""
+    start = small.chain().state_dict()
+    write(folder / "chain.safetensors", start)
+    common = {"start": folder / "chain.safetensors", "model": f"{small.FILE}:chain", "select": "loss"}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--",
+             "genmeasure"]  # without the dashes torchrun takes --start for an abbreviation of its own options
+    for out in ("two", "two.safetensors"):
+        done = subprocess.run([*start, *train_arguments(folder, **common, out=folder / out)], capture_output=True,
+                              text=True, timeout=PATIENCE, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote") == 1
+    assert main(train_arguments(folder, **common, out=folder / "one")) == 0
+    one = read(folder / "one" / "best.safetensors").tensors
+    for path in (folder / "two" / "best.safetensors", folder / "two.safetensors"):
+        for name, tensor in read(path).tensors.items():
+            torch.testing.assert_close(tensor, one[name], rtol=1e-4, atol=1e-5)
+
+
 def test_a_file_of_another_command_is_not_replaced(folder, capsys):
     arguments = train_arguments(folder)
     assert main(arguments) == 0

@@ -111,7 +111,10 @@ def test_statistics_count_every_step_once(name, net, train, validation, settings
         return
     assert result.model.bn1.num_batches_tracked == 2 * 6  # 193 examples: the leftover one joins the sixth minibatch
     plain = run(net, "plain", train, validation, replace(settings, learning_rate=0.0), confusion)
-    if name not in ("mixup", "adversarial-training"):  # which see other inputs
+    if name == "nso":  # the mean over a pair, which is that at the weights where the layers before are linear
+        torch.testing.assert_close(result.model.bn1.running_mean, plain.model.bn1.running_mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(result.model.bn1.running_var, plain.model.bn1.running_var, rtol=0.05, atol=0.0)
+    elif name not in ("mixup", "adversarial-training"):  # which see other inputs
         assert torch.equal(result.model.bn1.running_mean, plain.model.bn1.running_mean)
         assert torch.equal(result.model.bn1.running_var, plain.model.bn1.running_var)
 
