@@ -76,3 +76,10 @@ def save(figure: Figure, name: str, folder: str | Path = "out/figures") -> list[
         figure.savefig(written[0], metadata={"CreationDate": None})
         figure.savefig(written[1], dpi=300, metadata={"Software": None})
     return written
+
+
+def write_table(table: pd.DataFrame, text: str, name: str, folder: str | Path = "out/figures") -> None:
+    """Write NAME.csv, and NAME.md with the text of the table."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    table.to_csv(Path(folder) / f"{name}.csv", index=False)
+    (Path(folder) / f"{name}.md").write_text(text + "\n", encoding="utf-8")

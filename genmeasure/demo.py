@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,11 @@ def digit_network(classes: int = 5, width: int = 16) -> DigitNetwork:
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuned checkpoint of the demo: what makes it and where it goes."""
+    """One fine-tuned checkpoint of digits 5-9: what makes it and where it goes.
+
+    method: a registered algorithm. parameters: of it. variant: the name it goes by where one algorithm comes with
+    several parameters or settings; empty for the method's own.
+    """
 
     folder: Path
     method: str
@@ -75,10 +79,15 @@ class Run:
     seed: int
     settings: Settings = FINE_TUNING
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.variant or self.method
 
     @property
     def name(self) -> str:
-        return f"{self.method}-noise-{self.noise}-seed-{self.seed}"
+        return f"{self.label}-noise-{self.noise}-seed-{self.seed}"
 
     @property
     def start(self) -> Path:
@@ -86,7 +95,7 @@ class Run:
 
     @property
     def end(self) -> Path:
-        return self.start.with_name(f"{self.method}-noise-{self.noise}.safetensors")
+        return self.start.with_name(f"{self.label}-noise-{self.noise}.safetensors")
 
     @property
     def data(self) -> Path:
@@ -95,7 +104,7 @@ class Run:
     def files(self, device: str) -> SubjectFiles:
         """The checkpoint on disk as a subject to audit."""
         return SubjectFiles(self.name, MODEL, str(self.start), str(self.end), f"{self.data}#train", f"{self.data}#test",
-                            device=device, labels=(("method", self.method), ("noise", self.noise), ("seed", self.seed)))
+                            device=device, labels=(("method", self.label), ("noise", self.noise), ("seed", self.seed)))
 
     def __call__(self) -> str:
         """Fine-tune and write the checkpoint, unless one made in the same way is there."""
@@ -110,14 +119,15 @@ class Run:
         model = build(MODEL)
         match(model, started.tensors)
         validation = Batches.from_arrays(arrays["x_validation"], arrays["y_validation"], name="validation")
-        confusion = torch.from_numpy(arrays["confusion"]) if self.method == "consistent-loss" else None
+        confusion = torch.from_numpy(arrays["confusion"])
         result = fine_tune(model, get_algorithm(self.method, **self.parameters), train, validation,
                            settings=self.settings, head="head", confusion=confusion)
         history = [{"epoch": e.number, "training_loss": e.training_loss, "validation_loss": e.validation_loss,
                     "validation_error": e.validation_error} for e in result.history]
         write(self.end, result.model.state_dict(), {
             "recipe": recipe, "method": self.method, "noise": str(self.noise), "seed": str(self.seed), "model": MODEL,
-            "chosen_epoch": str(result.chosen), "history": json.dumps(history)})
+            "chosen_epoch": str(result.chosen), "history": json.dumps(history),
+            "report": json.dumps({place: piece.report() for place, piece in result.algorithm.pieces().items()})})
         return self.name
 
 
@@ -177,10 +187,14 @@ def write_start(run: Run) -> None:
 
 def make_checkpoints(folder: Path, *, seeds: int, device: str, engine: Engine | None = None) -> list[SubjectFiles]:
     """Write data, starts and fine-tuned checkpoints where they are missing; returns the subjects to audit."""
-    runs = plan(folder, seeds)
+    return make(plan(folder, seeds), device=device, engine=engine)
+
+
+def make(runs: Sequence[Run], *, device: str = "cpu", engine: Engine | None = None) -> list[SubjectFiles]:
+    """The same for runs of one's own."""
     for run in runs:
         write_data(run)
-    for run in {run.seed: run for run in runs}.values():
+    for run in {run.start: run for run in runs}.values():
         write_start(run)
     for _ in (engine or LocalEngine()).map(_carry_out, runs, "fine-tune"):
         pass

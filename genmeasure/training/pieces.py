@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -35,6 +35,10 @@ class Piece:
     def begin_epoch(self, number: int, predict: Callable[[], Tensor]) -> None:
         """Called before the epoch with this number, from 1. predict: the model's outputs [n, classes] on all training
         examples, in their order, in evaluation mode; computed when called."""
+
+    def report(self) -> list[dict[str, Any]]:
+        """What the piece did in the run, or applies to, one row each: numbers and text."""
+        return []
 
     def state(self) -> dict[str, Tensor]:
         """What must be remembered between steps, so that a run can be resumed; tensors by name."""

@@ -94,7 +94,7 @@ def test_gauss_newton_of_one_relu_layer_is_the_hessian(both):
 
 @pytest.mark.parametrize(("name", "given", "ending"), [
     ("hessian-top", {"route": "lanzcos"}, r"did you mean 'lanczos'\?"),
-    ("gauss-newton-top", {"route": "pyhessian"}, "known are: eigsh, lanczos"),
+    ("gauss-newton-top", {"route": "pyhessian"}, "known are: davidson, eigsh, lanczos"),
     ("hessian-top", {"k": 0}, "give k=1 or more"),
     ("hessian-top", {"k": 3, "max_products": 2}, "take max_products=4 or more"),
     ("hessian-top", {"k": -1}, "give a whole number, not negative"),

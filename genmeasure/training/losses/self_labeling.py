@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -99,6 +100,10 @@ class SelfLabeledCrossEntropy(TrainLoss):
     @property
     def divisible(self) -> bool:
         return not (self.recipe.reweighting and self.recipe.normalization == "batch")
+
+    def report(self) -> list[dict[str, Any]]:
+        """`corrections`."""
+        return [asdict(correction) for correction in self.corrections]
 
     @property
     def reweights(self) -> bool:

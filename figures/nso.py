@@ -1,0 +1,47 @@
+"""Noise stability optimisation against plain fine-tuning and SAM: error, trace and largest eigenvalue.
+
+Reads out/nso (`genmeasure run analysis/nso.py --out out/nso`).
+"""
+
+import comparison
+import numpy as np
+import style
+
+RUN, REFERENCE = "out/nso", "plain, twice as long"
+QUANTITIES = {"test error": {"measure": "gap", "term": "error-test"},
+              "training loss": {"measure": "gap", "term": "loss-train"},
+              "trace": {"measure": "hessian-trace", "layer": "total"},
+              "largest eigenvalue": {"measure": "hessian-top", "layer": "total", "term": "largest"}}
+
+
+def main() -> None:
+    frame = comparison.checkpoints(style.readings(RUN), QUANTITIES, ["method", "noise", "seed"])
+    for name in ("trace", "largest eigenvalue"):
+        frame[f"log10 {name}"] = np.log10(frame[name])
+    table = comparison.table(frame, [*QUANTITIES, "log10 trace", "log10 largest eigenvalue"], REFERENCE)
+    text = (comparison.markdown(table, {"test error": ".3f", "training loss": ".3f", "trace": ".0f",
+                                      "largest eigenvalue": ".1f", f"log10 trace - {REFERENCE}": ".2f",
+                                      f"log10 largest eigenvalue - {REFERENCE}": ".2f"}))
+    with style.paper():
+        figure, panels = style.canvas(1, 2, width=1.2 * style.FULL, height=3.4, sharex=True)
+        families = {"plain": ("plain", "plain, twice as long"), "one-sided noise": ("one-sided",), "SAM": ("SAM",),
+                    "NSO": ("NSO",)}
+        for panel, quantity, label in zip(panels, ("trace", "largest eigenvalue"), (
+                "Hessian trace (loss/weight²)", "largest eigenvalue (loss/weight²)"), strict=True):
+            for (family, names), colour in zip(families.items(), style.COLOURS, strict=False):
+                rows = table[table["method"].str.startswith(names)]
+                for (noise, part), marker in zip(rows.groupby("noise"), style.MARKERS, strict=False):
+                    panel.errorbar(part["test error"], part[quantity], fmt=marker, color=colour, lw=0.8, ms=4,
+                                   xerr=[part["test error"] - part["test error low"],
+                                         part["test error high"] - part["test error"]],
+                                   yerr=[part[quantity] - part[f"{quantity} low"].clip(lower=1e-3),
+                                         part[f"{quantity} high"] - part[quantity]],
+                                   label=f"{family}, label noise {noise}")
+            panel.set(yscale="log", xlabel="test error (share of examples)", ylabel=label)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=6.5)
+    style.save(figure, "nso")
+    style.write_table(table, text, "nso")
+
+
+if __name__ == "__main__":
+    main()
