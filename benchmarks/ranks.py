@@ -21,19 +21,19 @@ import torch.distributed as dist
 from harness import Row, merged, parser, percent, read, recorded, say, table, write
 from networks import piecewise_linear
 
-import genmeasure as gm
 from genmeasure.engine import Engine, LocalEngine
 from genmeasure.engine.ranks import Ranks, joined, leads
+from genmeasure.shared import Shared
 from genmeasure.study import Request
 from genmeasure.study import read as readings_of
 from genmeasure.subject import Subject
 
 COUNT = 2
 MEASURED = {
-    "trace": Request("hessian-trace", {"rtol": 0.05, "layer_rtol": 0.2}),
-    "trace-hutchinson": Request("hessian-trace", {"route": "hutchinson", "max_passes": 2}),
-    "noise-curve": Request("noise-stability", {"rtol": 0.2, "sigmas": (0.01, 0.015, 0.02)}),
-    "top-eigenvalue": Request("hessian-top", {"k": 1, "rtol": 0.05}),
+    "trace": (8192, Request("hessian-trace", {"rtol": 0.01, "layer_rtol": 0.05})),
+    "trace-hutchinson": (512, Request("hessian-trace", {"route": "hutchinson", "max_passes": 2})),
+    "noise-curve": (512, Request("noise-stability", {"rtol": 0.2, "sigmas": (0.01, 0.015, 0.02)})),
+    "top-eigenvalue": (512, Request("hessian-top", {"k": 1, "rtol": 0.05})),
 }
 
 
@@ -56,7 +56,7 @@ class Watched(Ranks):
 
 def fresh(subject: Subject, engine: Engine) -> Subject:
     """The subject with another engine and nothing remembered."""
-    return replace(subject, engine=engine, _memory={})
+    return replace(subject, engine=engine, shared=Shared())
 
 
 def alone(subject: Subject, request: Request) -> tuple[float, float, Any]:
@@ -107,13 +107,13 @@ def main() -> int:
     given = options.parse_args()
     torch.set_num_threads(1)
     path, names = given.out / "ranks-cpu.csv", given.only or list(MEASURED)
-    examples = min(192 if given.quick else 512, given.examples or 512)
-    subject = piecewise_linear(examples, "cpu").subject
-    subject = gm.subject(subject.model, subject.start, subject.train, name=subject.name, device="cpu")
     with joined("cpu"):
         engine, shown = Watched(torch.device("cpu")), []
         for name in names:
-            row, _ = compared(subject, MEASURED[name], engine, given.repeats or (2 if given.quick else 3))
+            examples, request = MEASURED[name]
+            examples = min(192 if given.quick else examples, given.examples or examples)
+            subject = piecewise_linear(examples, "cpu").subject
+            row, _ = compared(subject, request, engine, given.repeats or (2 if given.quick else 3))
             if leads():
                 shown.append({**recorded(row, engine.device), "comparison": f"{name}: {row.comparison}"})
                 say(f"  {name}: {row.at_equal}")

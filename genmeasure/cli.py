@@ -18,6 +18,9 @@ from genmeasure.registry import named
 from genmeasure.train_options import add_train_options
 
 DEFAULT_SEED = 0
+PLAN = {"nargs": "?", "const": "", "metavar": "N[xFLOPS]",
+        "help": "only say what it will take: tasks, passes, memory and hours, from pilots on 64 and 256 examples here; "
+        "on N processes as fast as this one or as fast as said"}
 SHORT = ("subject", "loss train", "loss test", "loss gap", "error train", "error test", "trace", "distance", "ju2022")
 """Columns of the short table at the end of a command."""
 
@@ -52,6 +55,8 @@ def audit(arguments: argparse.Namespace) -> int:
                          arguments.train, arguments.test, arguments.loss, arguments.device, arguments.dtype,
                          arguments.batch_size, arguments.head, rename=tuple(arguments.rename or ()),
                          head_center=arguments.head_center, seed=arguments.seed)
+    if arguments.plan is not None:
+        return planned([files], requests(arguments.measure, arguments.seed), arguments)
     with joined(arguments.device) as engine:
         readings = run([files], requests(arguments.measure, arguments.seed), arguments.out, study="audit",
                        engine=engine, provenance=command(arguments), only_applicable=not arguments.measure)
@@ -91,10 +96,22 @@ def run_study(arguments: argparse.Namespace) -> int:
     module = load_study(arguments.study)
     facts = {name: getattr(module, name.upper(), None) for name in ("by", "cluster", "axes", "given")}
     subjects, wanted = subjects_of(module, arguments), seeded(tuple(module.REQUESTS), arguments.seed)
+    if arguments.plan is not None:
+        return planned(subjects, wanted, arguments)
     with engine_of(arguments) as engine:
         readings = run(subjects, wanted, arguments.out, study=Path(arguments.study).stem,
                        engine=engine, provenance={**command(arguments), **facts})
         return finish(readings, arguments.out, engine)
+
+
+def planned(subjects: Sequence, wanted: Sequence, arguments: argparse.Namespace) -> int:
+    """What it will cost; nothing is written."""
+    from genmeasure.plan import Machine, here, pilots, table
+
+    machine = Machine.parse(arguments.plan) if arguments.plan else here()
+    found = pilots(subjects, wanted, only_applicable=not getattr(arguments, "measure", True))
+    say(table(found, machine))
+    return 1 if any(p.failures for p in found) else 0
 
 
 def engine_of(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
@@ -286,6 +303,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--test", help="test data, likewise; the gap needs them")
     sub.add_argument("--measure", action="append", metavar="NAME[:key=value,...]",
                      help="a measure or bound with parameters; repeat for more; everything that applies if left out")
+    sub.add_argument("--plan", **PLAN)
     sub.add_argument("--name", help="name of the subject; the end's file name if left out")
     sub.add_argument("--loss", default="cross-entropy", help="loss per example: cross-entropy, token-cross-entropy, "
                      "next-token-cross-entropy, binary-cross-entropy, squared, clamped-cross-entropy")
@@ -303,6 +321,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = add("run", run_study, "Carry out a study file: SUBJECTS() and REQUESTS.", out="")
     sub.add_argument("study", help="path of the study's Python file")
+    sub.add_argument("--plan", **PLAN)
     sub.add_argument("--engine", help="local:N for N processes of this machine (its cores, 8 at the most, if left "
                      "out), ray for a cluster started on this machine, ray:ADDRESS for one that runs")
     sub.add_argument("--task-cpus", type=float, default=1, help="cores of a task on a Ray cluster")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genmeasure.data.batches import Batch, Batches
-from genmeasure.engine.protocol import QUIET, T, added, progress, shown
+from genmeasure.engine.protocol import QUIET, T, added, progress, shown, stacking, summing
 from genmeasure.errors import InputError
 
 RETRIES = 3
@@ -40,15 +40,17 @@ class LocalEngine:
         return LocalEngine()
 
     def batch_sums(self, fn: Callable[[Batch], Tensor], batches: Batches) -> Tensor:
+        fn = summing(fn)
         return torch.stack([fn(b).detach().to(dtype=torch.float64, device="cpu") for b in shown(batches)])
 
     def sum(self, fn: Callable[[Batch], Any], batches: Batches | Iterable[Batch]) -> Any:
-        total = None
+        fn, total = summing(fn), None
         for batch in shown(batches):
             total = added(total, fn(batch))
         return total
 
     def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch]) -> Tensor:
+        fn = stacking(fn)
         return torch.cat([fn(b).detach().cpu() for b in shown(batches)])
 
     def once(self, fn: Callable[[], T]) -> T:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, Protocol, TypeVar
@@ -17,14 +19,17 @@ from genmeasure.errors import InputError
 T = TypeVar("T")
 QUIET = "GENMEASURE_QUIET"
 """Environment variable that silences progress bars (set in worker processes)."""
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+"""What torch says of an accelerator's memory, and of the host's."""
+log = logging.getLogger("genmeasure")
 
 
 class Engine(Protocol):
     """The only place that knows of processes and ranks.
 
-    `fn` of the first three may be given a part of a batch: what it returns must be a sum over examples or rows of
-    examples, and what it draws must depend on the batch's `index`, its `rows` and a seed alone. Its result is the
-    engine's to change.
+    `fn` of the first three may be given a part of a batch, where a whole one does not fit into memory or ranks share
+    it: what it returns must be a sum over examples or rows of examples, and what it draws must depend on the batch's
+    `index`, its `rows` and a seed alone. Its result is the engine's to change.
     """
 
     def batch_sums(self, fn: Callable[[Batch], Tensor], batches: Batches) -> Tensor:
@@ -88,6 +93,48 @@ def added(total: Any, part: Any) -> Any:
     if total is None:
         return part
     return {k: total[k] + v for k, v in part.items()} if isinstance(part, dict) else total + part
+
+
+class Fitted:
+    """A function of batches, in parts where a whole batch does not fit into memory.
+
+    join: what it gave for the parts -> what it would have given for the batch. The size that fits is found by halving,
+    and kept; raises what torch raises where a single example does not fit. Attempts that failed count as passes.
+    """
+
+    def __init__(self, fn: Callable[[Batch], Any], join: Callable[[list], Any]):
+        self.fn, self.join, self.most = fn, join, None
+
+    def __call__(self, batch: Batch) -> Any:
+        parts, found = batch.split(self.most or len(batch)), []
+        while parts:
+            fits = self._tried(parts[0], found)
+            if fits:
+                parts = parts[1:]
+            else:
+                self.most = max(1, len(parts[0]) // 2)
+                log.info("%d examples do not fit into memory; going on with %d at a time", len(parts[0]), self.most)
+                parts = [half for part in parts for half in part.split(self.most)]
+        return self.join(found)
+
+    def _tried(self, part: Batch, found: list) -> bool:
+        """Whether it fits; what was held for the attempt is let go on return."""
+        try:
+            found.append(self.fn(part))
+        except RuntimeError as error:  # OutOfMemoryError of an accelerator is one
+            if len(part) == 1 or not any(text in str(error) for text in OUT_OF_MEMORY):
+                raise
+            torch.cuda.empty_cache()
+            return False
+        return True
+
+
+def summing(fn: Callable[[Batch], Any]) -> Fitted:
+    return Fitted(fn, lambda parts: functools.reduce(added, parts))
+
+
+def stacking(fn: Callable[[Batch], Tensor]) -> Fitted:
+    return Fitted(fn, torch.cat)
 
 
 def get_device(name: str) -> torch.device:

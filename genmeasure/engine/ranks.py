@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -22,12 +23,14 @@ from torch import Tensor
 
 from genmeasure.data.batches import Batch, Batches
 from genmeasure.engine.local import LocalEngine
-from genmeasure.engine.protocol import QUIET, Engine, T, added, get_device, shown
+from genmeasure.engine.protocol import QUIET, Engine, T, added, get_device, shown, stacking, summing
 from genmeasure.errors import InputError, LostRank
 
 PATIENCE = datetime.timedelta(hours=1)
 """How long a rank waits for others that are alive and busy."""
-BEAT, SILENCE = 5.0, 40.0
+LEAVING = datetime.timedelta(seconds=30)
+"""How long a rank waits at the end for the others to be through."""
+BEAT, SILENCE = 2.0, 20.0
 """Seconds between two signs of life of a rank, and without one after which it counts as lost."""
 KEPT = "what is complete is kept, and the same command goes on from there"
 END = "the end of a block"
@@ -99,6 +102,8 @@ class Ranks:
         return self
 
     def batch_sums(self, fn: Callable[[Batch], Tensor], batches: Batches) -> Tensor:
+        fn = summing(fn)
+
         def work() -> Tensor | None:
             found, count = {}, 0
             for share in shares(batches, self.rank, self.size):
@@ -112,6 +117,8 @@ class Ranks:
         return self._added_up("batch sums", work, HOST)
 
     def sum(self, fn: Callable[[Batch], Any], batches: Batches | Iterable[Batch]) -> Any:
+        fn = summing(fn)
+
         def work() -> Any:
             total = None
             for share in shares(batches, self.rank, self.size):
@@ -121,7 +128,7 @@ class Ranks:
         return self._added_up("sum", work, self.device)
 
     def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch]) -> Tensor:
-        mine, lengths = None, []
+        fn, mine, lengths = stacking(fn), None, []
 
         def work() -> Tensor | Like | None:
             nonlocal mine
@@ -317,14 +324,28 @@ def joined(device: str = "auto") -> Iterator[Engine]:
         torch.cuda.set_device(place)
     if not leads():
         os.environ[QUIET] = "1"
+    before = signal.signal(signal.SIGTERM, _told_to_end)
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
     ended = threading.Event()
     threading.Thread(target=_watch, args=(dist.get_rank(), dist.get_world_size(), ended), daemon=True).start()
+    together = False
     try:
         yield Ranks(place)
+        together = True
+    except InputError:
+        together = True
+        raise
     finally:
         ended.set()
+        if together:  # who closes its connections too soon is taken for lost by those that still read from them
+            with contextlib.suppress(RuntimeError, ValueError):
+                dist.monitored_barrier(timeout=LEAVING)
+        signal.signal(signal.SIGTERM, before)
         dist.destroy_process_group()
+
+
+def _told_to_end(*_: Any) -> None:
+    raise LostRank(f"this rank was told to end, as torchrun does when another one is gone; {KEPT}")
 
 
 def _watch(rank: int, size: int, ended: threading.Event) -> None:

@@ -198,10 +198,11 @@ def audit(tmp_path) -> list[str]:
 
 
 def torchrun(ranks_: int, *command: str) -> subprocess.Popen:
+    """`--` because torchrun, before it comes to the command, takes --start for its own --start-method."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks_)]
-    return subprocess.Popen([*start, "-m", "genmeasure", *command], env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+    return subprocess.Popen([*start, "-m", "--", "genmeasure", *command], env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def children(of: int) -> list[int]:
@@ -245,5 +246,5 @@ def test_a_rank_that_is_lost_ends_the_run_within_a_minute(audit, tmp_path, how, 
     assert ranks.KEPT in err, err
     assert list((out / "parts").glob("*.csv"))
     again = torchrun(2, *audit, "--measure=distance", "--out", str(out))
-    again.communicate(timeout=300)
-    assert again.returncode == 0
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
