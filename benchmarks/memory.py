@@ -7,6 +7,7 @@ import copy
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ RTOL = 0.5
 CASES: dict[str, Callable[[int, str], Case]] = {"relu": piecewise_linear, "encoder": encoder}
 SIDES = ("trace", "step")
 MEBIBYTE = 2**20
+AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Makes glibc give larger blocks back as soon as they are freed: what its heap keeps varies twofold between runs."""
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -53,7 +56,8 @@ def in_processes(script: str, sides: Sequence[str], setting: Setting) -> Iterato
 
 def _in_a_process(script: str, name: str, side: str, examples: int, setting: Setting) -> dict | None:
     done = subprocess.run([sys.executable, script, name, side, str(examples), setting.device.type,
-                           str(torch.get_num_threads())], capture_output=True, text=True, check=False)
+                           str(torch.get_num_threads())], capture_output=True, text=True, check=False,
+                          env={**os.environ, **AT_ONCE})
     if done.returncode:
         raise RuntimeError(f"the process that measures the memory of {name} failed:\n{done.stderr}")
     *notes, last = done.stdout.splitlines()

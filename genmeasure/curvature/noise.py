@@ -206,7 +206,7 @@ def survey(risk: Risk) -> Sample:
     n = risk.batches.size
     if risk.loss.softmax_rows is None:
         return Sample(torch.full((n,), 1 / n, dtype=torch.float64))
-    h = output_survey(risk).sizes.sum(1).clamp(min=0)
+    h = output_survey(risk).traces.clamp(min=0)
     shares = [s / s.sum() for s in (torch.ones_like(h), h, h.sqrt()) if s.sum() > 0]
     return Sample(sum(shares) / len(shares))
 

@@ -6,7 +6,9 @@ eigenvectors, or for a softmax cross-entropy with many classes as A = sum_c p_c 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -29,15 +31,30 @@ NEGLIGIBLE = 1e-13
 class Survey:
     """Directions and their sizes of every example.
 
-    apart: whether directions in output space are told apart. sizes: eigenvalues of the output Hessian, or weights of
-    classes in it [examples, directions]; its trace [examples, 1] where there are too many. directions: eigenvectors
-    [examples, directions, outputs] or None. slopes: norm of the loss's gradient with respect to the outputs [examples].
+    apart: whether directions in output space are told apart. slopes: norm of the loss's gradient with respect to the
+    outputs [examples]. traces: of the output Hessian [examples]. decompose: gives `sizes` and `directions`, on first
+    use, since they may be larger than the outputs by as many times as an example has of these.
     """
 
     apart: bool
-    sizes: Tensor
-    directions: Tensor | None
     slopes: Tensor
+    traces: Tensor
+    decompose: Callable[[], tuple[Tensor, Tensor | None]]
+
+    @cached_property
+    def _decomposed(self) -> tuple[Tensor, Tensor | None]:
+        return self.decompose()
+
+    @property
+    def sizes(self) -> Tensor:
+        """Eigenvalues of the output Hessian, or weights of classes in it [examples, directions]; its trace
+        [examples, 1] where there are too many."""
+        return self._decomposed[0]
+
+    @property
+    def directions(self) -> Tensor | None:
+        """Eigenvectors [examples, directions, outputs] or None."""
+        return self._decomposed[1]
 
     def ends(self, risk: Risk, batch: Batch, outputs: Tensor, examples: Tensor, which: Tensor) -> Tensor:
         """The directions number `which` [D, b] of `examples` [D, b], those of a batch with these outputs: [D, b, k]."""
@@ -111,17 +128,25 @@ def _survey(risk: Risk) -> Survey | None:
             (slope,) = torch.autograd.grad(risk.scale * risk.loss(point, batch.targets).sum(), point)
         slopes = slope.flatten(1).norm(dim=1, keepdim=True)
         if eigen:
-            sizes, vectors = torch.linalg.eigh(output_hessian(risk, outputs, batch.targets).cpu())
-            return torch.cat([slopes.cpu(), sizes, vectors.mT.flatten(1)], 1)
+            curved = output_hessian(risk, outputs, batch.targets).diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+            return torch.cat([slopes, curved, outputs], 1)
         logits, mask = risk.loss.softmax_rows(outputs, batch.targets)
         p = logits.softmax(-1)
         concentration = p.square().sum(-1, keepdim=True)
-        if apart:
-            sizes = risk.scale * (p * (1 - 2 * p + concentration) * mask[..., None]).flatten(1)
-        else:
-            sizes = risk.scale * ((1 - concentration[..., 0]) * mask).sum(1, keepdim=True)
-        return torch.cat([slopes, sizes], 1)
-    table = risk.engine.examples(rows, risk.batches)
-    slopes, sizes = table[:, 0], table[:, 1:1 + k] if apart else table[:, 1:]
-    directions = table[:, 1 + k:].unflatten(1, (k, k)).to(risk.dtype) if eigen else None
-    return Survey(apart, sizes, directions, slopes)
+        curved = risk.scale * ((1 - concentration[..., 0]) * mask).sum(1, keepdim=True)
+        if not apart:
+            return torch.cat([slopes, curved], 1)
+        sizes = risk.scale * (p * (1 - 2 * p + concentration) * mask[..., None]).flatten(1)
+        return torch.cat([slopes, curved, sizes], 1)
+    slopes, traces, *rest = risk.engine.examples(rows, risk.batches).split([1, 1, k] if apart else [1, 1], 1)
+    decompose = partial(_eigen, risk, rest[0]) if eigen else partial(tuple, (rest[0] if apart else traces, None))
+    return Survey(apart, slopes[:, 0], traces[:, 0], decompose)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _eigen(risk: Risk, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [examples, k] and eigenvectors [examples, k, k] of the output Hessians, from the outputs [.., k]."""
+    found = [torch.linalg.eigh(output_hessian(risk, rows, targets.to(rows.device)))
+             for rows, targets in zip(outputs.split(risk.batches.lengths), risk.batches.targets, strict=True)]
+    return torch.cat([sizes for sizes, _ in found]), torch.cat([v.mT.to(risk.dtype) for _, v in found])
