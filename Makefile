@@ -31,8 +31,9 @@ bench: $(INSTALLED)
 
 # Studies first; what they have measured before is used again. One of them needs the data pack.
 figures: $(INSTALLED)
-	$(BIN)/genmeasure run analysis/digits.py --out out/digits
-	$(BIN)/python figures/digits.py
+	for study in digits label_noise self_labeling nso; do \
+	    $(BIN)/genmeasure run analysis/$$study.py --out out/$$study && $(BIN)/python figures/$$study.py || exit 1; \
+	done
 	if $(BIN)/genmeasure data path aka_resnet20 >/dev/null; then \
 	    $(BIN)/genmeasure run analysis/resnet20_noise.py --out out/resnet20_noise && \
 	    $(BIN)/python figures/resnet20_noise.py; \
