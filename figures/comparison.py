@@ -25,7 +25,7 @@ def table(frame: pd.DataFrame, quantities: list[str], reference: str) -> pd.Data
     """
     rows = []
     for noise, part in frame.groupby("noise", sort=True):
-        wide = {q: part.pivot_table(index="seed", columns="method", values=q) for q in quantities}
+        wide = {q: part.pivot_table(index="seed", columns="method", values=q, dropna=False) for q in quantities}
         for method in part["method"].drop_duplicates():
             row = {"noise": noise, "method": method, "seeds": int(wide[quantities[0]][method].count())}
             for q in quantities:

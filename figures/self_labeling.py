@@ -4,6 +4,7 @@ Reads out/self_labeling (`genmeasure run analysis/self_labeling.py --out out/sel
 """
 
 import comparison
+import pandas as pd
 import style
 
 RUN, REFERENCE = "out/self_labeling", "both"
@@ -15,7 +16,7 @@ SHOWN = {"test error": ".3f", "precision": ".3f", "weight-right": ".2f", "weight
 def main() -> None:
     frame = comparison.checkpoints(style.readings(RUN), QUANTITIES, LABELS)
     for name in LABELS[3:]:
-        frame[name] = frame[name].astype(float)
+        frame[name] = pd.to_numeric(frame[name].replace("", None))  # nothing corrected has no precision
     table = comparison.table(frame, [*QUANTITIES, *LABELS[3:]], REFERENCE)
     difference = f"test error - {REFERENCE}"
     text = (comparison.markdown(table, {**SHOWN, difference: ".3f"}))
@@ -24,8 +25,8 @@ def main() -> None:
         figure, panels = style.canvas(1, 3, width=1.3 * style.FULL, height=3.0, sharey=True)
         for panel, quantity, label in zip(
                 panels, ("test error", "precision", "weight-wrong"),
-                ("test error (share of examples)", "right among corrected labels (share)",
-                 "weight of wrong labels (mean of all: 1)"), strict=True):
+                ("test error (share of examples)", "corrections that are right", "weight of wrong labels"),
+                strict=True):
             comparison.forest(panel, table, quantity, noises, style.COLOURS, style.MARKERS)
             panel.set_xlabel(label)
         panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1)
