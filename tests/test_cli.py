@@ -58,8 +58,13 @@ def audit_arguments(folder: Path, *more: str, **given: str) -> list[str]:
 
 
 def process(*arguments: str, **more) -> subprocess.Popen:
+    """A command as from a terminal, where Ctrl-C is heard; tests that run in the background inherit that it is not."""
     return subprocess.Popen([sys.executable, "-m", "genmeasure", *arguments], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, **more)
+                            stderr=subprocess.PIPE, text=True, preexec_fn=heard, **more)
+
+
+def heard() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def numbers(frame: pd.DataFrame) -> pd.DataFrame:

@@ -46,6 +46,10 @@ PROBED = 3
 """Examples from which is found where the examples are among the outputs of an operation."""
 
 
+class OtherPathError(Exception):
+    """A batch on which the network takes other steps than on the one that was looked at."""
+
+
 class NoRuleError(Exception):
     """An operation whose second derivative is not at hand here."""
 
@@ -347,6 +351,12 @@ class Recorded:
     outputs: Tensor
     anchor: Tensor
 
+    @property
+    def path(self) -> tuple[tuple, ...]:
+        """What the steps are, in their order."""
+        return tuple((getattr(s.function, "__name__", ""), getattr(s.rule, "__name__", ""), s.use, len(s.moved))
+                     for s in self.steps)
+
     def slopes(self, direction: Tensor, wanted: Sequence[int], *, again: bool = False) -> list[Tensor | None]:
         """The gradients of <direction, outputs> with respect to the outputs of the steps `wanted`."""
         return list(torch.autograd.grad(self.outputs, [self.steps[i].outputs[0] for i in wanted], direction,
@@ -365,12 +375,14 @@ def _recorded(risk: Risk, batch: Batch) -> Recorded:
 class Tangents:
     """The steps of a forward pass that are not affine, and where the examples are among their outputs.
 
-    largest: numbers that the outputs of a step hold for each example, at most, where it was looked.
+    largest: numbers that the outputs of a step hold for each example, at most, where it was looked. path: what the
+    steps are; a network may take others on other examples (transformers leave out a mask that hides nothing).
     """
 
     taps: Taps
     places: Mapping[int, Place]
     largest: int
+    path: tuple[tuple, ...]
 
     def examples(self, risk: Risk, layers: int) -> int:
         """How many examples to take at a time."""
@@ -379,10 +391,14 @@ class Tangents:
     @torch.no_grad()
     def second_derivatives(self, risk: Risk, batch: Batch, probes: Mapping[str, Probe],
                            function: Function) -> tuple[Tensor, Tensor]:
-        """As `diagonal_second_derivatives`, for the same price whatever the layers that lie behind."""
+        """As `diagonal_second_derivatives`, for the same price whatever the layers that lie behind. Raises
+        `OtherPathError` for examples on which the network takes other steps."""
         batch, names = risk.place(batch), list(probes)
-        risk.spend(FORWARD * (5 + sum(self.taps.behind(name) for name in names)), len(batch))
         run = _recorded(risk, batch)
+        if run.path != self.path:
+            risk.spend(FORWARD, len(batch))
+            raise OtherPathError
+        risk.spend(FORWARD * (5 + sum(self.taps.behind(name) for name in names)), len(batch))
         slope, curvature = _of_function(run.outputs, batch, function)
         self._find_live_rows(run)
         wanted = list(self.places)
@@ -507,7 +523,10 @@ def second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str
     found = find_tangents(risk, taps)
     if found is None:
         return diagonal_second_derivatives(risk, taps, batch, probes, function)
-    return found.second_derivatives(risk, batch, probes, function)
+    try:
+        return found.second_derivatives(risk, batch, probes, function)
+    except OtherPathError:
+        return diagonal_second_derivatives(risk, taps, batch, probes, function)
 
 
 def at_a_time(risk: Risk, taps: Taps, layers: int) -> int:
@@ -569,7 +588,7 @@ def _placed(risk: Risk, taps: Taps, batch: Batch, draws: torch.Generator) -> Tan
             return None
         places[number] = place
     largest = max(t.numel() for step in run.steps for t in step.outputs) // PROBED
-    return Tangents(taps, places, max(1, largest))
+    return Tangents(taps, places, max(1, largest), run.path)
 
 
 def _only(place: Place, slope: Tensor | None, example: int) -> bool:

@@ -59,15 +59,16 @@ class Sorted(Convolutions):
         return self.head(torch.linalg.qr(torch.tanh(self.first(x))[:, :2, :2, :2]).Q.flatten(1)[:, :4])
 
 
-def make(model, examples=5, dtype="float64"):
+def make(model, examples=5, dtype="float64", last=None):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net, start = model(), model()
         for module_ in (net, start):
             for norm in (m for m in module_.modules() if isinstance(m, nn.BatchNorm2d)):
                 norm.running_mean.normal_()
-        x = torch.randn(examples, 6, 4) if model is Encoder else torch.randn(examples, 3, 11, 11)
+        x = torch.randn(examples, 6, 4) if issubclass(model, Encoder) else torch.randn(examples, 3, 11, 11)
         y = torch.randint(0, 3, (examples,))
+        x[-1] = x[-1] if last is None else last
     return gm.subject(net, start, [(x[:3], y[:3]), (x[3:], y[3:])], dtype=dtype, device="cpu")
 
 
@@ -104,6 +105,23 @@ def test_what_is_not_followed_goes_backward_twice(model):
         assert all(torch.equal(a, b) for a, b in zip(ours, twin, strict=True))
     frame = gm.measure(s, "hessian-distance", steps=1)
     assert '"second-derivatives": "double backward"' in frame["params"].iloc[0]
+
+
+class Masked(Encoder):
+    """Takes another way on a batch with a large number in it, as transformers do on one with padding."""
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.head(torch.tanh(x if x.detach().max() < 50 else torch.sigmoid(x) * x).mean(1))
+
+
+def test_another_way_on_other_examples_goes_backward_twice():
+    s = make(Masked, last=1e4)
+    taps = find_taps(s.risk)
+    assert find_tangents(s.risk, taps) is not None
+    (_, plain), (ours, twin) = both(s)
+    assert (plain[1] != 0).any()
+    assert all(torch.equal(a, b) for a, b in zip(ours, twin, strict=True))
 
 
 def test_the_reading_states_how():
