@@ -57,13 +57,17 @@ def markdown(frame: pd.DataFrame, quantities: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def forest(panel, table: pd.DataFrame, quantity: str, noises: list, colours, markers) -> None:
-    """Mean and interval of every method, one row each, one colour and marker for each level of noise."""
+def forests(panels, table: pd.DataFrame, labels: dict[str, str], colours, markers) -> None:
+    """A panel for each quantity, which `labels` gives its axis label: mean and interval of every method, one row each,
+    one colour and marker for each level of noise."""
+    noises = sorted(table["noise"].unique())
     methods = list(dict.fromkeys(table["method"]))[::-1]
-    for place, (noise, colour, marker) in enumerate(zip(noises, colours, markers, strict=False)):
-        part = table[table["noise"] == noise].set_index("method").reindex(methods)
-        heights = np.arange(len(methods)) + 0.2 * ((len(noises) - 1) / 2 - place)
-        middle, low, high = part[quantity], part[f"{quantity} low"], part[f"{quantity} high"]
-        panel.errorbar(middle, heights, xerr=[middle - low, high - middle], fmt=marker, color=colour, ms=4, lw=1,
-                       label=f"label noise {noise}")
-    panel.set_yticks(range(len(methods)), methods)
+    for panel, (quantity, label) in zip(panels, labels.items(), strict=True):
+        for place, (noise, colour, marker) in enumerate(zip(noises, colours, markers, strict=False)):
+            part = table[table["noise"] == noise].set_index("method").reindex(methods)
+            heights = np.arange(len(methods)) + 0.2 * ((len(noises) - 1) / 2 - place)
+            middle, low, high = part[quantity], part[f"{quantity} low"], part[f"{quantity} high"]
+            panel.errorbar(middle, heights, xerr=[middle - low, high - middle], fmt=marker, color=colour, ms=4, lw=1,
+                           label=f"label noise {noise}")
+        panel.set_yticks(range(len(methods)), methods)
+        panel.set_xlabel(label)

@@ -17,13 +17,11 @@ def main() -> None:
     table = comparison.table(frame, list(QUANTITIES), REFERENCE)
     text = (comparison.markdown(table, {"test error": ".3f", f"test error - {REFERENCE}": ".3f", "distance": ".2f",
                                       "trace": ".0f"}))
-    noises = sorted(frame["noise"].unique())
     with style.paper():
         figure, panels = style.canvas(1, 2, width=1.15 * style.FULL, height=3.4, sharey=True)
-        for panel, quantity, label in zip(panels, ("test error", "trace"), (
-                "test error (share of examples)", "Hessian trace (loss/weight²)"), strict=True):
-            comparison.forest(panel, table, quantity, noises, style.COLOURS, style.MARKERS)
-            panel.set_xlabel(label)
+        comparison.forests(panels, table, {
+            "test error": "test error (share of examples)", "trace": "Hessian trace (loss/weight²)"},
+            style.COLOURS, style.MARKERS)
         panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     style.save(figure, "label_noise")
     style.write_table(table, text, "label_noise")

@@ -20,15 +20,11 @@ def main() -> None:
     table = comparison.table(frame, [*QUANTITIES, *LABELS[3:]], REFERENCE)
     difference = f"test error - {REFERENCE}"
     text = (comparison.markdown(table, {**SHOWN, difference: ".3f"}))
-    noises = sorted(frame["noise"].unique())
     with style.paper():
         figure, panels = style.canvas(1, 3, width=1.3 * style.FULL, height=3.0, sharey=True)
-        for panel, quantity, label in zip(
-                panels, ("test error", "precision", "weight-wrong"),
-                ("test error (share of examples)", "corrections that are right", "weight of wrong labels"),
-                strict=True):
-            comparison.forest(panel, table, quantity, noises, style.COLOURS, style.MARKERS)
-            panel.set_xlabel(label)
+        comparison.forests(panels, table, {
+            "test error": "test error (share of examples)", "precision": "corrections that are right",
+            "weight-wrong": "weight of wrong labels"}, style.COLOURS, style.MARKERS)
         panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1)
     style.save(figure, "self_labeling")
     style.write_table(table, text, "self_labeling")
