@@ -10,7 +10,8 @@ from genmeasure.errors import InputError
 from genmeasure.training.algorithm import Algorithm, get_algorithm
 from genmeasure.training.algorithm_optimizer import AlgorithmOptimizer
 from genmeasure.training.constraints.layer_balls import LayerBalls
-from genmeasure.training.examples import shuffled_rows
+from genmeasure.training.context import Context
+from genmeasure.training.examples import shuffled_rows, whole
 from genmeasure.training.loop import Settings, fine_tune
 from genmeasure.training.penalties.distance import DistanceToStart
 from genmeasure.training.probes.uphill import Uphill
@@ -174,3 +175,13 @@ def test_errors_say_what_to_do(net):
     assert error_of(lambda: optimizer.step(lambda: None)).endswith("after it has called backward()")
     scaled = AlgorithmOptimizer(base, net, "sam", scaler=torch.amp.GradScaler("cpu"))
     assert error_of(lambda: scaled.step(lambda: None)).endswith("pass loss=…")
+
+
+def test_an_algorithm_that_looks_at_its_predictions_asks_for_them(net, train):
+    algorithm = get_algorithm("self-labeling", radius=None, correct_from=2)
+    optimizer = AlgorithmOptimizer(torch.optim.SGD(net.parameters(), lr=1.0), net, algorithm,
+                                   context=Context.of(net, examples=whole(train)))
+    optimizer.begin_epoch(1)
+    assert error_of(lambda: optimizer.begin_epoch(2)).endswith("pass predict=… to begin_epoch")
+    optimizer.begin_epoch(2, lambda: 100 * torch.eye(10)[torch.zeros(len(train.labels), dtype=torch.long)])
+    assert (optimizer.algorithm.loss.labels == 0).all()
