@@ -9,9 +9,8 @@ from its layer on, and no second derivative goes through the network as a whole.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import written_out
+from genmeasure.curvature.padding import cut, lengths
 from genmeasure.curvature.taps import (
     AGREEMENT,
     SHARE,
@@ -204,7 +204,7 @@ def on_live_rows(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Te
     """The rule on live rows alone; nothing comes of the others (padding, tokens that nobody looks at)."""
     def rows(tensor: Tensor) -> Tensor:
         return tensor.flatten(0, -2)[step.live]
-    part = dataclasses.replace(step, live=None, moved=[rows(x) for x in step.moved],
+    part = replace(step, live=None, moved=[rows(x) for x in step.moved],
                                outputs=[rows(x) for x in step.outputs], slope=rows(step.slope))
     found, bent = step.rule(part, [Tangent(t.slots, _live(t.values, step.live)) for t in tangents])
     like = step.outputs[0]
@@ -286,7 +286,7 @@ class _Recording(TorchFunctionMode):
     def __init__(self, risk: Risk, anchor: Tensor):
         super().__init__()
         self.names = {weight_key(w): name for name, w in risk.weights.items()}
-        self.anchor, self.steps, self.uses = anchor, [], 0
+        self.anchor, self.steps, self.layers = anchor, [], []
         self.known: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -309,12 +309,12 @@ class _Recording(TorchFunctionMode):
         layer = call and self.names.get(weight_key(call.weight))
         if layer:
             output = output if output.requires_grad else output + self.anchor
-            call = dataclasses.replace(call, input=call.input.detach())
+            call = replace(call, input=call.input.detach())
             source = [leaves[i] for i in moved]
             if any(id(leaf) not in map(id, (args[1:2] if call.transposed else args[:1])) for leaf in source):
                 raise NoRuleError("a measured weight or its bias moves with another")
-            self._note(Step(None, func, source, call.operation, [output], use=self.uses, call=call))
-            self.uses += 1
+            self._note(Step(None, func, source, call.operation, [output], use=len(self.layers), call=call))
+            self.layers.append(layer)
         elif moved:
             outputs = [t for t in (output if isinstance(output, (tuple, list)) else [output])
                        if isinstance(t, Tensor) and t.requires_grad]
@@ -343,16 +343,21 @@ class _Recording(TorchFunctionMode):
         self.known.update((id(t), t) for t in step.outputs)
 
 
+Path = tuple[tuple, ...]
+"""What the steps of a forward pass are, in their order."""
+
+
 @dataclass
 class Recorded:
-    """A forward pass: its steps, the network's outputs, and the gradients that `slopes` fills in."""
+    """A forward pass: its steps, the layers that it uses in turn, the network's outputs."""
 
     steps: list[Step]
+    layers: list[str]
     outputs: Tensor
     anchor: Tensor
 
     @property
-    def path(self) -> tuple[tuple, ...]:
+    def path(self) -> Path:
         """What the steps are, in their order."""
         return tuple((getattr(s.function, "__name__", ""), getattr(s.rule, "__name__", ""), s.use, len(s.moved))
                      for s in self.steps)
@@ -368,44 +373,50 @@ def _recorded(risk: Risk, batch: Batch) -> Recorded:
     mode = _Recording(risk, anchor)
     with torch.enable_grad(), mode:
         outputs = risk.outputs({}, batch)
-    return Recorded(mode.steps, outputs, anchor)
+    return Recorded(mode.steps, mode.layers, outputs, anchor)
 
 
 @dataclass(frozen=True)
 class Tangents:
-    """The steps of a forward pass that are not affine, and where the examples are among their outputs.
+    """How tangents are carried through a network.
 
-    largest: numbers that the outputs of a step hold for each example, at most, where it was looked. path: what the
-    steps are; a network may take others on other examples (transformers leave out a mask that hides nothing).
+    largest: numbers that the outputs of a step hold for each example, at most, for sequences of `length`. known: for
+    every path that was looked at, the steps that are not affine and where the examples are among their outputs; None
+    for one that cannot be followed. A network may take several paths (transformers leave out a mask that hides
+    nothing).
     """
 
     taps: Taps
-    places: Mapping[int, Place]
     largest: int
-    path: tuple[tuple, ...]
+    length: int
+    known: dict[Path, Mapping[int, Place] | None]
 
-    def examples(self, risk: Risk, layers: int) -> int:
+    def examples(self, risk: Risk, layers: int, length: int) -> int:
         """How many examples to take at a time."""
-        return max(1, HELD.get(risk.device.type, HELD["cpu"]) // (layers * self.largest))
+        held = HELD.get(risk.device.type, HELD["cpu"])
+        return max(1, int(held / (layers * self.largest * length / self.length)))
 
     @torch.no_grad()
     def second_derivatives(self, risk: Risk, batch: Batch, probes: Mapping[str, Probe],
                            function: Function) -> tuple[Tensor, Tensor]:
         """As `diagonal_second_derivatives`, for the same price whatever the layers that lie behind. Raises
-        `OtherPathError` for examples on which the network takes other steps."""
+        `OtherPathError` for examples on which the network takes steps that cannot be followed."""
         batch, names = risk.place(batch), list(probes)
         run = _recorded(risk, batch)
-        if run.path != self.path:
+        if run.path not in self.known:
+            self.known[run.path] = _look(risk, self.taps, batch.select(_some(len(batch))), self, run.path)
+        places = self.known[run.path]
+        if places is None:
             risk.spend(FORWARD, len(batch))
             raise OtherPathError
         risk.spend(FORWARD * (5 + sum(self.taps.behind(name) for name in names)), len(batch))
         slope, curvature = _of_function(run.outputs, batch, function)
         self._find_live_rows(run)
-        wanted = list(self.places)
+        wanted = list(places)
         for i, g in zip(wanted, run.slopes(slope, wanted), strict=True):
             run.steps[i].slope = None if g is None else g.detach()
         second = slope.new_zeros(len(names), len(batch))
-        moved = self._carried(run, probes, names, second, len(batch))
+        moved = self._carried(run, places, probes, names, second, len(batch))
         first = torch.zeros_like(second)
         if moved is not None:
             for slot, along in zip(moved.slots, moved.values, strict=True):
@@ -424,8 +435,8 @@ class Tangents:
                 if live.double().mean() < MOST_LIVE:
                     run.steps[i].live = live.nonzero().squeeze(1)
 
-    def _carried(self, run: Recorded, probes: Mapping[str, Probe], names: list[str], second: Tensor,
-                 examples: int) -> Tangent | None:
+    def _carried(self, run: Recorded, places: Mapping[int, Place], probes: Mapping[str, Probe], names: list[str],
+                 second: Tensor, examples: int) -> Tangent | None:
         """Adds what every step bends to `second` [slots, examples]; the tangents of the outputs."""
         tangents: dict[int, Tangent] = {}
         last = {id(t): number for number, step in enumerate(run.steps) for t in step.moved}
@@ -434,13 +445,13 @@ class Tangents:
             inputs = [tangents.get(id(t)) for t in step.moved]
             moves = [t.detach() for t in step.moved]
             keys = [id(t) for t in step.outputs]
-            live = dataclasses.replace(step, moved=moves, outputs=[t.detach() for t in step.outputs])
+            live = replace(step, moved=moves, outputs=[t.detach() for t in step.outputs])
             found, bent = self._through(live, inputs, probes, names)
             for key, tangent in zip(keys, found, strict=False):  # none where nothing moves
                 if key in last and last[key] > number:
                     tangents[key] = tangent
             if bent is not None and found:
-                by_example = self.places[number].by_example(bent, examples).sum((1, 3))
+                by_example = places[number].by_example(bent, examples).sum((1, 3))
                 second[list(found[0].slots)] += by_example
             step.slope = live.slope = None
             for t in step.moved:
@@ -462,11 +473,11 @@ class Tangents:
             def apply(*values: Tensor) -> Any:
                 rest = iter(values)
                 return whole(*(p if s else next(rest) for p, s in zip(held, still, strict=True)))
-            step = dataclasses.replace(step, rule=rule_for(step.function, count, not still[0]), apply=apply,
+            step = replace(step, rule=rule_for(step.function, count, not still[0]), apply=apply,
                                        moved=[p for p, s in zip(held, still, strict=True) if not s])
             inputs = [t for t in inputs if t is not None]
         if step.rule is not affine and step.slope is None:  # nothing behind it reaches the function
-            step = dataclasses.replace(step, slope=torch.zeros_like(step.outputs[0]))
+            step = replace(step, slope=torch.zeros_like(step.outputs[0]))
         return (step.rule if step.live is None else on_live_rows)(step, inputs)
 
     def _through_layer(self, step: Step, source: Tangent | None, probes: Mapping[str, Probe],
@@ -489,7 +500,7 @@ class Tangents:
             return [Tangent((*carried.slots, slot), torch.cat([carried.values, own[None]]))], None
         at = carried.slots.index(slot)  # used before: its input moves with it
         carried.values[at] += own
-        cross = probe.move(layout, dataclasses.replace(call, input=source.values[at]), output).reshape(output.shape)
+        cross = probe.move(layout, replace(call, input=source.values[at]), output).reshape(output.shape)
         bent = torch.zeros_like(carried.values)
         bent[at] = 0 if step.slope is None else 2 * step.slope * cross
         return [carried], bent
@@ -529,10 +540,17 @@ def second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str
         return diagonal_second_derivatives(risk, taps, batch, probes, function)
 
 
-def at_a_time(risk: Risk, taps: Taps, layers: int) -> int:
-    """How many examples to take at a time in `second_derivatives` of that many layers."""
-    found = find_tangents(risk, taps)
-    return max(1, max(risk.batches.lengths) // SHARE) if found is None else found.examples(risk, layers)
+def in_parts(risk: Risk, taps: Taps, batch: Batch, layers: int) -> list[Batch]:
+    """The examples of a batch, the longest sequences first, in parts as `second_derivatives` of that many layers likes
+    them; the parts' `rows` tell which are where."""
+    found, own = find_tangents(risk, taps), lengths(risk, batch)
+    order, parts = own.argsort(descending=True, stable=True), []
+    while len(order):
+        most = max(1, max(risk.batches.lengths) // SHARE) if found is None else found.examples(
+            risk, layers, int(own[order[0]]))
+        parts.append(cut(risk, batch.select(order[:most])))
+        order = order[most:]
+    return parts
 
 
 def find_tangents(risk: Risk, taps: Taps | None) -> Tangents | None:
@@ -548,29 +566,52 @@ def find_tangents(risk: Risk, taps: Taps | None) -> Tangents | None:
     return risk.shared.remember(key, lambda: _find_tangents(risk, taps))
 
 
+def _some(count: int) -> Tensor:
+    """`PROBED` of `count` examples, the first and the last among them."""
+    return torch.arange(PROBED) * (count - 1) // (PROBED - 1)
+
+
 def _find_tangents(risk: Risk, taps: Taps) -> Tangents | None:
     first = next(iter(risk.batches))
-    batch = risk.place(first.select(torch.arange(PROBED) % len(first)))
+    whole = risk.place(first.select(_some(len(first))))
+    batch = cut(risk, whole)
+    try:
+        with torch.no_grad():
+            run = _recorded(risk, batch)
+    except NoRuleError:
+        return None
+    largest = max(t.numel() for step in run.steps for t in step.outputs) // PROBED
+    found = Tangents(taps, max(1, largest), int(lengths(risk, batch).max()), {})
+    found.known[run.path] = _look(risk, taps, batch, found, run.path, whole)
+    return None if found.known[run.path] is None else found
+
+
+def _look(risk: Risk, taps: Taps, batch: Batch, tangents: Tangents, path: Path,
+          whole: Batch | None = None) -> Mapping[int, Place] | None:
+    """Where the three examples of a batch are on a path; None where it cannot be followed or what comes out disagrees
+    with double backward on the same examples, or on `whole`, where nothing is cut off."""
     draws = generator("tangents", 0)
     used = list(dict.fromkeys(layout.layer for layout in taps.layouts))
     several = {x for x in used if sum(layout.layer == x for layout in taps.layouts) > 1}
     probes = {name: Probe(torch.randn(risk.weights[name].shape, generator=draws, dtype=torch.float64).to(
         risk.weights[name])) for name in {used[0], used[len(used) // 2], used[-1], *several}}
     try:
-        found = _placed(risk, taps, batch, draws)
-        if found is None:
+        places = _placed(risk, taps, batch, draws, path)
+        if places is None:
             return None
-        ours = found.second_derivatives(risk, batch, probes, risk.losses_of)
+        ours = replace(tangents, known={path: places}).second_derivatives(risk, batch, probes, risk.losses_of)
     except (NoRuleError, RuntimeError, NotImplementedError, IndexError, TypeError):
         return None
-    twin = diagonal_second_derivatives(risk, taps, batch, probes, risk.losses_of)
+    twin = diagonal_second_derivatives(risk, taps, batch if whole is None else whole, probes, risk.losses_of)
     agree = all(((a - b).abs() <= AGREEMENT * b.abs().max(0).values).all() for a, b in zip(ours, twin, strict=True))
-    return found if agree else None
+    return places if agree else None
 
 
-def _placed(risk: Risk, taps: Taps, batch: Batch, draws: torch.Generator) -> Tangents | None:
+def _placed(risk: Risk, taps: Taps, batch: Batch, draws: torch.Generator, path: Path) -> Mapping[int, Place] | None:
     run = _recorded(risk, batch)
     uses = [layout.layer for layout in taps.layouts]
+    if run.path != path or run.layers != uses:
+        return None
     curved = [i for i, s in enumerate(run.steps)
               if (s.rule is not affine if s.use is None else uses.count(uses[s.use]) > 1)]
     direction = torch.randn(run.outputs.shape, generator=draws, dtype=torch.float64).to(run.outputs)
@@ -587,8 +628,7 @@ def _placed(risk: Risk, taps: Taps, batch: Batch, draws: torch.Generator) -> Tan
         if place is None:
             return None
         places[number] = place
-    largest = max(t.numel() for step in run.steps for t in step.outputs) // PROBED
-    return Tangents(taps, places, max(1, largest), run.path)
+    return places
 
 
 def _only(place: Place, slope: Tensor | None, example: int) -> bool:
