@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import small
 import torch
@@ -16,7 +18,7 @@ PLACES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.
 class Listening(nn.Module):
     """Notes what precision is set while it runs."""
 
-    heard: set[str]
+    heard: ClassVar[set[str]] = set()
 
     def __init__(self):
         super().__init__()
