@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from genmeasure.engine import get_device
+from genmeasure.engine import full_precision, get_device
 
 T = TypeVar("T")
 RESULTS = Path(__file__).with_name("results")
@@ -219,10 +219,11 @@ def main(name: str, description: str, comparisons: Mapping[str, Comparison],
         began = time.perf_counter()
         rows = []
         try:
-            for row in comparisons[chosen](setting):
-                rows.append({**recorded(row, setting.device), "comparison": f"{chosen}: {row.comparison}"})
-                say(f"  {rows[-1]['comparison']}: {row.ratio:,.3g}")
-                write(merged(read(path), chosen, rows, list(comparisons)), path)
+            with full_precision():  # for the other sides, too
+                for row in comparisons[chosen](setting):
+                    rows.append({**recorded(row, setting.device), "comparison": f"{chosen}: {row.comparison}"})
+                    say(f"  {rows[-1]['comparison']}: {row.ratio:,.3g}")
+                    write(merged(read(path), chosen, rows, list(comparisons)), path)
         except Skipped as reason:
             say(f"  left out: {reason}")
         except Exception:  # a long run goes on; the exit status and the last lines tell
