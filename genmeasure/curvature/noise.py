@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +29,8 @@ COVARIANCES = ("isotropic", "norm", "weight")
 KEPT = 2**26
 """Numbers of one group's noise that are kept in any case; more where memory allows (half of what is free), else
 they are drawn again from their seed whenever a layer runs."""
+SHARED_OUT = 2**22
+"""Numbers from which on threads take less time than starting them."""
 GROUP_WORK, LEAST_GROUP, MOST_GROUP = 4e8, 8, 64
 """Multiplications that make a group large enough to fill a core, and the examples of a group."""
 FIRST_GROUPS, GATHERED = 64, 2**19
@@ -77,8 +80,9 @@ ISOTROPIC = Spreads()
 class Noise:
     """Standard normal u of every layer, told by numbers, and the moves W + sigma * spread * u that it makes.
 
-    weights: by layer, for shape, dtype and device. copies: how many such are used side by side. What is kept is drawn
-    by as many threads as torch has, a layer each: the host's generator takes one core, and is the same everywhere.
+    weights: by layer, for shape, dtype and device. copies: how many such are used side by side. What is kept, if it is
+    much, is drawn by as many threads as torch has, a layer each: the host's generator takes one core, and is the same
+    everywhere.
     """
 
     def __init__(self, layers: Sequence[Layer], spreads: Mapping[str, float | Tensor], weights: Mapping[str, Tensor],
@@ -95,9 +99,11 @@ class Noise:
         if self._kept is None:
             return self._drawn(place)
         if not self._kept:
-            with ThreadPoolExecutor(min(torch.get_num_threads(), len(self.layers))) as threads:
-                drawn = threads.map(self._drawn, range(len(self.layers)))
-                self._kept.update(zip((x.name for x in self.layers), drawn, strict=True))
+            names = [x.name for x in self.layers]
+            many = sum(self.weights[name].numel() for name in names) > SHARED_OUT
+            with ThreadPoolExecutor(min(torch.get_num_threads(), len(names))) if many else nullcontext() as threads:
+                drawn = (threads.map if many else map)(self._drawn, range(len(names)))
+                self._kept.update(zip(names, drawn, strict=True))
         return self._kept[layer.name]
 
     @torch.no_grad()
@@ -296,7 +302,8 @@ def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: ran
     """
     size = group_size(risk)
     inputs = sum(t[0].numel() for t in next(iter(risk.batches)).input_tensors())
-    step, found = max(1, GATHERED // (size * inputs)), []
+    copies = copies_at_once(risk, layers) if measured is difference else 1
+    step, found = max(min(copies, FIRST_GROUPS), GATHERED // (size * inputs)), []
     for start in range(groups.start, groups.stop, step):
         some = range(start, min(groups.stop, start + step))
         rows, weights = sample.draw(len(some), size, generator("noise sample", *numbers, start))
@@ -318,10 +325,9 @@ def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: ran
             for group in groups:
                 for place, layer in enumerate(layers):
                     offsets[layer.name].append(noise_of(group).offset(place, layer))
-            return stacked_differences(risk, layers, {k: torch.stack(u) for k, u in offsets.items()}, batch, sigmas)
+            return stacked_differences(risk, {k: torch.stack(u) for k, u in offsets.items()}, batch, sigmas, copies)
         batches = list(grouped(risk, rows))
-        if measured is difference and (copies := copies_at_once(risk, layers)) > 1 and takes_copies(
-                risk, layers, batches[0]):
+        if copies > 1 and takes_copies(risk, layers, batches[0]):
             batches = runs_of(batches, rows.shape[1], copies)
         places = torch.cat([batch.rows for batch in batches])
         values = risk.engine.examples(differences, batches)

@@ -19,7 +19,7 @@ from genmeasure.risk import FORWARD, Risk
 
 log = logging.getLogger(__name__)
 
-HELD, MOST_COPIES = 2**27, 64
+HELD, MOST_COPIES = 2**27, 512
 """Numbers of all copies' weights that are held at a time, and the most copies."""
 
 
@@ -27,8 +27,7 @@ def copies_at_once(risk: Risk, layers: Sequence[Layer]) -> int:
     """How many copies of the layers run together; 1 on a CPU, which one copy keeps busy, and for large models."""
     if risk.device.type != "cuda":
         return 1
-    held = 2 * sum(risk.weights[layer.name].numel() for layer in layers)  # the noise, and the weights that it moves
-    return max(1, min(MOST_COPIES, HELD // held))
+    return max(1, min(MOST_COPIES, HELD // sum(risk.weights[layer.name].numel() for layer in layers)))
 
 
 def runs_of(batches: Sequence[Batch], size: int, most: int) -> list[Batch]:
@@ -79,29 +78,33 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any =
     return out if bias is None else out + bias[:, None, None]
 
 
-def stacked_differences(risk: Risk, layers: Sequence[Layer], offsets: Mapping[str, Tensor], batch: Batch,
-                        sigmas: Sequence[float]) -> Tensor:
+def stacked_differences(risk: Risk, offsets: Mapping[str, Tensor], batch: Batch, sigmas: Sequence[float],
+                        most: int) -> Tensor:
     """[L(W + sigma U) + L(W - sigma U)] / 2 - L(W) of every example, [batch, sigmas], float64.
 
-    offsets: U of every layer for each of c copies, [c, ...]; the batch holds the examples of one copy after the other,
-    equally many of each. Raises what `vmap` raises for a model that it does not take.
+    offsets: U of every layer for each of g groups, [g, ...]; the batch holds the examples of one group after the other,
+    equally many of each. most: copies that run together. Raises what `vmap` raises for a model that it does not take.
     """
     batch = risk.place(batch)
-    copies = len(offsets[layers[0].name])
-    inputs = map_tensors(batch.inputs, lambda t: t.unflatten(0, (copies, -1)))
+    groups = len(next(iter(offsets.values())))
+    inputs = map_tensors(batch.inputs, lambda t: t.unflatten(0, (groups, -1)))
 
     def outputs(weights: Mapping[str, Tensor], some: Any) -> Tensor:
         return risk.outputs(weights, replace(batch, inputs=some))
 
-    def losses(sigma: float) -> Tensor:
-        risk.spend(FORWARD, len(batch))
-        moved = {name: risk.weights[name] + sigma * u for name, u in offsets.items()}
+    def losses(moves: Tensor) -> list[Tensor]:
+        """[batch] for every move, by so much of U."""
+        risk.spend(FORWARD * len(moves), len(batch))
+        moved = {name: (risk.weights[name] + moves.view(-1, *[1] * u.dim()) * u).flatten(0, 1)
+                 for name, u in offsets.items()}
         with Convolutions():
-            found = vmap(outputs)(moved, inputs)
-        return risk.losses_of(found.flatten(0, 1).double(), batch)
+            found = vmap(outputs)(moved, map_tensors(inputs, lambda t: t.repeat(len(moves), *[1] * (t.dim() - 1))))
+        return [risk.losses_of(one.double(), batch) for one in found.flatten(0, 1).split(len(batch))]
     risk.spend(FORWARD, len(batch))
     plain = risk.losses_of(risk.outputs({}, batch).double(), batch)
-    return torch.stack([(losses(s) + losses(-s)) / 2 - plain for s in sigmas], 1)
+    factors = torch.tensor([f for s in sigmas for f in (s, -s)], device=risk.device, dtype=risk.dtype)
+    moved = [one for some in factors.split(max(1, most // groups)) for one in losses(some)]
+    return torch.stack([(up + down) / 2 - plain for up, down in zip(moved[::2], moved[1::2], strict=True)], 1)
 
 
 def takes_copies(risk: Risk, layers: Sequence[Layer], some: Batch) -> bool:

@@ -64,7 +64,7 @@ def test_together_and_in_turn(name, spreads, monkeypatch):
     ran = []
     monkeypatch.setattr(noise, "copies_at_once", lambda *_: 4)
     original = noise.stacked_differences
-    monkeypatch.setattr(noise, "stacked_differences", lambda *given: ran.append(len(given[3])) or original(*given))
+    monkeypatch.setattr(noise, "stacked_differences", lambda *given: ran.append(len(given[2])) or original(*given))
     subject = made(name)
     weights = {k: w.clone() for k, w in subject.state.items()}
     other, spent = drawn(subject, spreads)
@@ -81,7 +81,7 @@ def test_memory_that_is_short_cuts_between_and_within_groups(monkeypatch):
     size, sizes = group_size(made("residual").risk), []
 
     def short(*given):
-        sizes.append(len(given[3]))
+        sizes.append(len(given[2]))
         raise RuntimeError("CUDA out of memory")
     monkeypatch.setattr(noise, "stacked_differences", short)
     other, _ = drawn(made("residual"))
