@@ -70,6 +70,7 @@ def applicable(subject: Subject, requests: Sequence[Request]) -> tuple[Request, 
     return tuple(r for r in requests if all(has[need] for need in needs(r)))
 
 
+@full_precision()
 def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     """The readings of one request on one subject, in the columns of readings.csv.
 
@@ -83,11 +84,10 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     member, parameters = request.member, request.member.parameters(request.parameters)
     subject.shared.new_reading()
     before, started = subject.risk.passes, time.perf_counter()
-    with full_precision():
-        undefined = member.defined and member.defined(subject)
-        estimates = (Estimates({("",) * (len(member.index) - 1) + ("not-defined",): Estimate(1.0)},
-                               **{"not defined": undefined}) if undefined else
-                     member.function(subject, **request.parameters))
+    undefined = member.defined and member.defined(subject)
+    estimates = (Estimates({("",) * (len(member.index) - 1) + ("not-defined",): Estimate(1.0)},
+                           **{"not defined": undefined}) if undefined else
+                 member.function(subject, **request.parameters))
     if lost := [k for k, e in estimates.items() if math.isnan(e.value)]:
         raise InputError(f"{member.name} of {subject.name!r} is NaN at {lost[0]!r} and {len(lost) - 1} other places; "
                          "check the inputs, or measure with --dtype float64")
