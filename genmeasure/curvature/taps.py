@@ -167,14 +167,14 @@ class _Tapping(TorchFunctionMode):
             with self:
                 return attention_function(*args, **kwargs)
         if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
+            return batch_norm(*args, **kwargs)
         output = func(*args, **kwargs)
         call = linear_call(func, args, kwargs)
         name = call and self.names.get(weight_key(call.weight))
         return output if name is None else self.tap(name, call, output)
 
 
-def _batch_norm(input: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None = None,
+def batch_norm(input: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None = None,
                 bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
                 eps: float = 1e-5) -> Tensor:
     """Of known mean and variance written out, x * scale + shift: the kernel's backward pass also sums for gradients of
