@@ -58,10 +58,13 @@ def batch_size(device: str) -> int:
 
 
 def make_case(name: str, model: nn.Module, x: Tensor, y: Tensor, examples: int, device: str,
-              start: nn.Module | None = None) -> Case:
-    """The model on `examples` rows of x and y drawn without replacement. start: the pretrained one, if there is."""
+              start: nn.Module | None = None, batch: int | None = None) -> Case:
+    """The model on `examples` rows of x and y drawn without replacement, in batches of `batch`.
+
+    start: the pretrained one, if there is.
+    """
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(EXAMPLES_SEED))[:examples]
-    data = Batches.from_arrays(x[rows], y[rows], batch_size=batch_size(device))
+    data = Batches.from_arrays(x[rows], y[rows], batch_size=batch or batch_size(device))
     subject = gm.subject(model, start or displaced(model), data, name=name, device=device)
     return Case(subject, on(subject, [next(iter(data))]))
 

@@ -23,7 +23,7 @@ from genmeasure.checkpoints.distances import adapter_distances, distances
 from genmeasure.checkpoints.locate import locate
 from genmeasure.checkpoints.names import renamed, table
 from genmeasure.checkpoints.read import is_adapter, open_stored, read_adapter
-from genmeasure.engine import Engine, LocalEngine, progress
+from genmeasure.engine import Engine, LocalEngine, full_precision, progress
 from genmeasure.errors import InputError, LostRank
 from genmeasure.estimate import Estimate, Estimates
 from genmeasure.predictions import has_input_norm
@@ -83,10 +83,11 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     member, parameters = request.member, request.member.parameters(request.parameters)
     subject.shared.new_reading()
     before, started = subject.risk.passes, time.perf_counter()
-    undefined = member.defined and member.defined(subject)
-    estimates = (Estimates({("",) * (len(member.index) - 1) + ("not-defined",): Estimate(1.0)},
-                           **{"not defined": undefined}) if undefined else
-                 member.function(subject, **request.parameters))
+    with full_precision():
+        undefined = member.defined and member.defined(subject)
+        estimates = (Estimates({("",) * (len(member.index) - 1) + ("not-defined",): Estimate(1.0)},
+                               **{"not defined": undefined}) if undefined else
+                     member.function(subject, **request.parameters))
     if lost := [k for k, e in estimates.items() if math.isnan(e.value)]:
         raise InputError(f"{member.name} of {subject.name!r} is NaN at {lost[0]!r} and {len(lost) - 1} other places; "
                          "check the inputs, or measure with --dtype float64")

@@ -15,7 +15,7 @@ ROWS = (  # from the bottom
     {"risk", "curvature", "layers", "norms", "spectral"},
     {"subject", "predictions", "symbolic", "path_norm", "lipschitz"},
     {"measures", "bounds", "training"},
-    {"study", "demo", "plan"},
+    {"study", "demo", "plan", "fine_tuned"},
     {"report", "tables", "published", "plots", "correlate", "predictive", "readings"},
     {"publish", "train_command", "train_options", "cli", "__main__", "__init__"},
 )

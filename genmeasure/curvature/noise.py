@@ -12,6 +12,7 @@ from torch import Tensor
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.perturbation import Move, Perturbed
 from genmeasure.curvature.sampling import degrees_of_freedom
+from genmeasure.curvature.stacked import copies_at_once, runs_of, stacked_differences, takes_copies
 from genmeasure.curvature.survey import survey as output_survey
 from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
@@ -277,12 +278,27 @@ def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: ran
         rows, weights = sample.draw(len(some), size, generator("noise sample", *numbers, start))
         noises: dict[int, Noise] = {}
 
-        def differences(batch: Batch, noises: dict = noises, first: int = start) -> Tensor:
-            if batch.index not in noises:
+        def noise_of(group: int, noises: dict = noises, first: int = start) -> Noise:
+            if group not in noises:
                 noises.clear()  # batches of a group follow each other
-                noises[batch.index] = Noise(layers, spreads, numel, *numbers, first + batch.index)
-            return measured(risk, model, [noises[batch.index]] * len(sigmas), batch, sigmas)
+                noises[group] = Noise(layers, spreads, numel, *numbers, first + group)
+            return noises[group]
+
+        def differences(batch: Batch, each: int = rows.shape[1], noise_of: Callable = noise_of) -> Tensor:
+            groups = (batch.rows // each).unique_consecutive().tolist()
+            if len(groups) == 1:
+                return measured(risk, model, [noise_of(groups[0])] * len(sigmas), batch, sigmas)
+            if len(batch) < len(groups) * each:  # cut where memory was short
+                return torch.cat([differences(batch.select(batch.rows // each == group)) for group in groups])
+            offsets: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+            for group in groups:
+                for place, layer in enumerate(layers):
+                    offsets[layer.name].append(noise_of(group).offset(place, layer, risk.weights[layer.name]))
+            return stacked_differences(risk, layers, {k: torch.stack(u) for k, u in offsets.items()}, batch, sigmas)
         batches = list(grouped(risk, rows))
+        if measured is difference and (copies := copies_at_once(risk, layers)) > 1 and takes_copies(
+                risk, layers, batches[0]):
+            batches = runs_of(batches, rows.shape[1], copies)
         places = torch.cat([batch.rows for batch in batches])
         values = risk.engine.examples(differences, batches)
         if not values.isfinite().all():
