@@ -194,6 +194,7 @@ def load_study(path: str) -> Any:
     if spec is None:
         raise InputError(f"the study {path!r} is no Python file; give the path of a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(path).resolve().parent))  # so that the file can import its neighbours
     try:
         spec.loader.exec_module(module)
     except InputError:
@@ -201,6 +202,8 @@ def load_study(path: str) -> Any:
     except Exception as error:
         raise InputError(f"the study {path!r} raised {type(error).__name__}: {error}; "
                          "correct the study file") from error
+    finally:
+        sys.path.pop(0)
     for name in ("SUBJECTS", "REQUESTS"):
         if not hasattr(module, name):
             raise InputError(f"the study {path!r} does not define {name}; a study defines SUBJECTS() and REQUESTS")
