@@ -30,7 +30,7 @@ PUBLISHED_STARTS = {"pretrained": "torchvision:resnet18", "adversarially pretrai
 
 
 def REQUESTS(scale: str) -> list[Request]:
-    draws = {"quick": 4, "small": 10, "full": 100}[scale]
+    draws = {"quick": 4, "small": 6, "full": 100}[scale]
     return [Request("gap"), Request("distance"),
             Request("noise-stability", {"sigmas": SIGMAS, "one_sided": True, "max_passes": draws})]
 

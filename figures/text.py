@@ -19,7 +19,7 @@ def main() -> None:
     with style.paper():
         figure, panels = style.canvas(1, 2, width=1.15 * style.FULL, height=3.6, sharey=True)
         comparison.forests(panels, table, {
-            "test error": "test error (share of examples)", f"test error - {REFERENCE}": "minus that of plain training"},
+            "test error": "test error (share of examples)", f"test error - {REFERENCE}": "minus plain training"},
             style.COLOURS, style.MARKERS, by="task", name="")
         panels[1].axvline(0, color="0.4", lw=0.8)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)

@@ -194,7 +194,8 @@ def load_study(path: str) -> Any:
     if spec is None:
         raise InputError(f"the study {path!r} is no Python file; give the path of a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(Path(path).resolve().parent))  # so that the file can import its neighbours
+    folder = str(Path(path).resolve().parent)
+    sys.path.insert(0, folder)  # so that a study can import its neighbours
     try:
         spec.loader.exec_module(module)
     except InputError:
@@ -203,7 +204,7 @@ def load_study(path: str) -> Any:
         raise InputError(f"the study {path!r} raised {type(error).__name__}: {error}; "
                          "correct the study file") from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(folder)
     for name in ("SUBJECTS", "REQUESTS"):
         if not hasattr(module, name):
             raise InputError(f"the study {path!r} does not define {name}; a study defines SUBJECTS() and REQUESTS")
