@@ -344,7 +344,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", help="name of the subject; the end's file name if left out")
     sub.add_argument("--loss", default="cross-entropy", help="loss per example: cross-entropy, token-cross-entropy, "
                      "next-token-cross-entropy, binary-cross-entropy, squared, clamped-cross-entropy")
-    sub.add_argument("--dtype", default="float32", help="float32 or float64")
+    sub.add_argument("--dtype", default="float32", help="float32, float64, tf32 (products of 10 bits, on CUDA) or "
+                     "bfloat16 (passes through the model; for measures of forward passes alone)")
     sub.add_argument("--batch-size", type=int, default=64, help="examples per batch; fresh noise for every batch")
     sub.add_argument("--head", help="module path of the head; the layer that runs last if left out")
     sub.add_argument("--head-center", default="zero", help="where a head that the start lacks is measured from: zero, "

@@ -40,6 +40,7 @@ def batch_hessian_products(risk: Risk, batch: Batch, several: Sequence[Weights],
 
     times: how many times each example counts [batch], once by default.
     """
+    risk.check_precision()
     batch = risk.place(batch)
     risk.spend(GRADIENT + (HESSIAN_PRODUCT - GRADIENT) * len(several), len(batch))
     point = {k: risk.weights[k].clone().requires_grad_() for k in several[0]}
@@ -61,6 +62,7 @@ def batch_gauss_newton_product(risk: Risk, batch: Batch, vectors: Weights,
     (Schraudolph 2002). vectors and times as for `batch_hessian_products`. The Jacobian-vector product is taken in
     forward mode, or by two backward passes where an operation has none.
     """
+    risk.check_precision()
     batch = risk.place(batch)
     point = {k: risk.weights[k].clone().requires_grad_() for k in vectors}
     try:
