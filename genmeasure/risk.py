@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -81,12 +82,13 @@ class Risk:
 
     Weights that are not given keep the model's values. The model is in evaluation mode and is never changed.
     `passes` counts what was spent so far, in forward passes over the whole data set. shared: what is known of these
-    losses at the present weights; nothing yet by default. precision: of passes through the model.
+    losses at the present weights; nothing yet by default. precision: of passes through the model. offload: see
+    `saved`.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, layers: Sequence[Layer], batches: Batches, engine: Engine,
-                 shared: Shared | None = None, precision: Precision = FLOAT32):
-        self.model, self.precision = model, precision
+                 shared: Shared | None = None, precision: Precision = FLOAT32, offload: bool = False):
+        self.model, self.precision, self.offload = model, precision, offload
         self.loss, self.layers, self.batches, self.engine = loss, tuple(layers), batches, engine
         self.weights: dict[str, Tensor] = {x.name: model.get_parameter(x.parameter).detach() for x in layers}
         self._paths = {x.name: f"model.{x.parameter}" for x in layers}
@@ -98,7 +100,8 @@ class Risk:
 
     def restricted(self, layers: Sequence[Layer]) -> Risk:
         """The same risk as a function of these layers' weights alone; what it spends counts here as well."""
-        risk = Risk(self.model, self.loss, layers, self.batches, self.engine, self.shared, self.precision)
+        risk = Risk(self.model, self.loss, layers, self.batches, self.engine, self.shared, self.precision,
+                    self.offload)
         risk.spend = self.spend
         return risk
 
@@ -193,6 +196,11 @@ class Risk:
                              f"{batch.index}){others}; check the inputs, or measure with --dtype float64")
         return values
 
+    def saved(self) -> contextlib.AbstractContextManager:
+        """Around a forward pass and the backward passes through which it is differentiated again: with `offload` the
+        host keeps what they need, and gives it back when they need it."""
+        return torch.autograd.graph.save_on_cpu() if self.offload else contextlib.nullcontext()
+
     def check_precision(self) -> None:
         """Raises `InputError` where passes are rounded too much for second derivatives and single examples' gradients.
         """
@@ -228,7 +236,7 @@ class Risk:
         batch = self.place(batch)
         self.spend(GRADIENT, len(batch))
         point = {k: w.clone().requires_grad_() for k, w in self.weights.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), self.saved():
             slopes = torch.autograd.grad(self.losses(point, batch).sum(), list(point.values()), materialize_grads=True)
         return dict(zip(point, slopes, strict=True))
 

@@ -41,7 +41,8 @@ class Subject:
     is missing where the start has none of its shape. head: path of the head layer, found by running the model if None.
     drawn: names in `start` of a head that the start lacks, as the model drew it before fine-tuning. notes: what reading
     changed, by `start`, `end`, `train` and `test`: dtypes widened, names changed, transforms of the data.
-    precision: of what is computed.
+    precision: of what is computed. offload: the host keeps what the backward passes of gradients and curvature products
+    need, for a device whose memory does not hold it.
     Quantities that several measures need are computed once (`remember`).
     """
 
@@ -58,6 +59,7 @@ class Subject:
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)
     precision: Precision = FLOAT32
+    offload: bool = False
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """`compute()` on the first call with `key`, its result afterwards; see `Shared`."""
@@ -71,7 +73,8 @@ class Subject:
     @functools.cached_property
     def risk(self) -> Risk:
         """The loss over the training data."""
-        return Risk(self.model, self.loss, self.layers, self.train, self.engine, self.shared, self.precision)
+        return Risk(self.model, self.loss, self.layers, self.train, self.engine, self.shared, self.precision,
+                    self.offload)
 
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -140,7 +143,7 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
             device: str = "auto", dtype: str = "float32", head: str | None = None,
             labels: Mapping[str, Any] | None = None, engine: Engine | None = None,
             init: Mapping[str, Tensor] | None = None,
-            notes: Mapping[str, tuple[str, ...]] | None = None) -> Subject:
+            notes: Mapping[str, tuple[str, ...]] | None = None, offload: bool = False) -> Subject:
     """A subject from plain objects.
 
     model: the fine-tuned module; it is copied and left as it is. A quantised model, one that transformers spread by
@@ -153,7 +156,8 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     weights, noise and losses in float32, passes through the model in bfloat16, for measures of forward passes alone.
     head: path of the head layer, by default the selected layer that runs last. labels: columns for the readings. init:
     the model's state before fine-tuning, from which a head is measured that the start lacks; without it, from zero.
-    notes: what reading the checkpoints changed, for the readings.
+    notes: what reading the checkpoints changed, for the readings. offload: gradients, Hessian and Gauss-Newton products
+    keep the activations of their backward passes in the host's memory; the numbers are the same, in more time.
 
     Raises `InputError` for weights that are not finite, a start that does not match, data that the model does not run
     on, inputs that are NaN, labels outside the classes, outputs that the loss does not take, a model whose outputs
@@ -175,7 +179,7 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     train = train if isinstance(train, Batches) else Batches(train, "train")
     test = test if test is None or isinstance(test, Batches) else Batches(test, "test")
     result = Subject(name, owned, {}, get_loss(loss), train, test, engine or LocalEngine(), dict(labels or {}), head,
-                     precision=precision)
+                     precision=precision, offload=offload)
     notes = dict(notes or {})
     if pinned:
         held = ", ".join(unreadable(owned))
@@ -206,7 +210,7 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     started = {k: v.to(device=place["device"]) for k, v in skeleton.state_dict().items() if k not in left_out - drawn}
     _check_finite(started, f"start's weights of {name!r}")
     return Subject(result.name, owned, started, result.loss, train, test, result.engine, result.labels, head, drawn,
-                   notes, precision=precision)
+                   notes, precision=precision, offload=offload)
 
 
 def _check_finite(state: Mapping[str, Tensor], what: str) -> None:
@@ -423,6 +427,7 @@ class SubjectFiles:
     rename: tuple[str, ...] = ()
     head_center: str = "zero"
     seed: int = 0
+    offload: bool = False
 
     def load(self, engine: Engine | None = None) -> Subject:
         """Read everything and build the subject; bad input raises `InputError`."""
@@ -436,4 +441,4 @@ class SubjectFiles:
                        for spec in (self.train, self.test))
         return subject(model, pair.start, train, test, loss=self.loss, name=self.name, device=self.device,
                        dtype=self.dtype, head=self.head, labels=dict(self.labels), engine=engine, init=init,
-                       notes=pair.notes)
+                       notes=pair.notes, offload=self.offload)

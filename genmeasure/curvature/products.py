@@ -44,7 +44,7 @@ def batch_hessian_products(risk: Risk, batch: Batch, several: Sequence[Weights],
     batch = risk.place(batch)
     risk.spend(GRADIENT + (HESSIAN_PRODUCT - GRADIENT) * len(several), len(batch))
     point = {k: risk.weights[k].clone().requires_grad_() for k in several[0]}
-    with torch.enable_grad():
+    with torch.enable_grad(), risk.saved():
         values = (losses or risk.losses)(point, batch)
         total = (values if times is None else values * times.to(values)).sum()
         slopes = gradient(total, point, create_graph=True)
@@ -72,7 +72,7 @@ def batch_gauss_newton_product(risk: Risk, batch: Batch, vectors: Weights,
     except RuntimeError:  # NotImplementedError of an operation, or a function of the user's without a jvp
         moved = None
         risk.spend(HESSIAN_PRODUCT, len(batch))
-    with torch.enable_grad():
+    with torch.enable_grad(), risk.saved():
         outputs = risk.outputs(point, batch)
         moved = reverse_moved(outputs, point, vectors) if moved is None else moved
         bent = output_hessian_product(risk, outputs, batch.targets, moved)
