@@ -95,23 +95,23 @@ def compared(case: Case, measure: Callable, what: list[str], groups: int, settin
                       passes, exact_passes)
 
 
-CURVE = [f"noise curve, sigma {sigma}" for sigma in SIGMAS]
+NETWORKS = {"relu": piecewise_linear, "gelu": lambda *size: smooth(*size)[0],
+            "transformer": lambda *size: smooth(*size)[1]}
+QUANTITIES = {"loss": (losses, ["loss"], 0, 0),
+              "curve": (draws_of_curve, [f"I(sigma), sigma {sigma}" for sigma in SIGMAS], 24, 4),
+              "trace": (draws_of_traces, ["trace, route=forward"], 4, 2)}
+"""What is drawn, its columns, and how many draws of it a full and a quick run make."""
 
 
-def of_relu(setting: Setting) -> Iterator[Row]:
-    case = piecewise_linear(setting.examples(256, 64), setting.device.type)
-    yield from compared(case, losses, ["loss"], 0, setting)
-    yield from compared(case, draws_of_curve, CURVE, setting.of(32, 4), setting)
-    yield from compared(case, draws_of_traces, ["trace, route=forward"], setting.of(8, 2), setting)
+def one(setting: Setting, quantity: str, network: str) -> Iterator[Row]:
+    measure, columns, full, quick = QUANTITIES[quantity]
+    case = NETWORKS[network](setting.examples(256, 64), setting.device.type)
+    yield from compared(case, measure, columns, setting.of(full, quick), setting)
 
 
-def of_smooth(setting: Setting, which: int) -> Iterator[Row]:
-    case = smooth(setting.examples(512, 64), setting.device.type)[which]
-    yield from compared(case, losses, ["loss"], 0, setting)
-    yield from compared(case, draws_of_curve, CURVE, setting.of(256, 4), setting)
-    yield from compared(case, draws_of_traces, ["trace, route=forward"], setting.of(256, 4), setting)
+COMPARISONS = {f"{quantity}-of-{network}": partial(one, quantity=quantity, network=network)
+               for network in NETWORKS for quantity in QUANTITIES}
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("precision", __doc__.splitlines()[0], {
-        "resnet": of_relu, "gelu": partial(of_smooth, which=0), "transformer": partial(of_smooth, which=1)}))
+    raise SystemExit(main("precision", __doc__.splitlines()[0], COMPARISONS))
