@@ -29,6 +29,8 @@ from genmeasure.subject import Subject
 
 EXACT = "float64"
 SIGMAS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+WIDE = 0.1
+"""A `forward_sigma` that bfloat16 sees."""
 SEED = 0
 
 
@@ -52,13 +54,14 @@ def draws_of_curve(subject: Subject, sample: Sample, groups: int) -> Tensor:
 
 
 def draws_of_traces(subject: Subject, sample: Sample, groups: int) -> Tensor:
-    """Draws of Tr H_ii in every layer, added up over layers, [groups, 1]."""
-    linear, total = structure(subject.risk).linear, 0.0
-    for layer in subject.layers:
-        drawn = Differences(subject.risk, sample, layer, FORWARD_SIGMA, SEED, linear)
-        drawn.extend(groups)
-        total = total + drawn.found.values[:, :1]
-    return total
+    """Draws of Tr H_ii in every layer, added up over layers, [groups, 2], with `FORWARD_SIGMA` and `WIDE`."""
+    linear, columns = structure(subject.risk).linear, []
+    for sigma in (FORWARD_SIGMA, WIDE):
+        layers = [Differences(subject.risk, sample, layer, sigma, SEED, linear) for layer in subject.layers]
+        for layer in layers:
+            layer.extend(groups)
+        columns.append(sum(layer.found.values[:, 0] for layer in layers))
+    return torch.stack(columns, 1)
 
 
 def losses(subject: Subject, sample: Sample, groups: int) -> Tensor:
@@ -99,7 +102,8 @@ NETWORKS = {"relu": piecewise_linear, "gelu": lambda *size: smooth(*size)[0],
             "transformer": lambda *size: smooth(*size)[1]}
 QUANTITIES = {"loss": (losses, ["loss"], 0, 0),
               "curve": (draws_of_curve, [f"I(sigma), sigma {sigma}" for sigma in SIGMAS], 24, 4),
-              "trace": (draws_of_traces, ["trace, route=forward"], 4, 2)}
+              "trace": (draws_of_traces, [f"trace, route=forward, forward_sigma={sigma}"
+                                          for sigma in (FORWARD_SIGMA, WIDE)], 4, 2)}
 """What is drawn, its columns, and how many draws of it a full and a quick run make."""
 
 

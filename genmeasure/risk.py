@@ -196,6 +196,19 @@ class Risk:
                              f"{batch.index}){others}; check the inputs, or measure with --dtype float64")
         return values
 
+    @contextlib.contextmanager
+    def unrounded(self) -> Iterator[None]:
+        """Passes through the model in the precision of the weights, while the context lasts.
+
+        For what stands in a difference against the mean of many moved weights: these are rounded one way and the other,
+        the present weights always the same way.
+        """
+        self._model.precision = FLOAT32
+        try:
+            yield
+        finally:
+            self._model.precision = self.precision
+
     def saved(self) -> contextlib.AbstractContextManager:
         """Around a forward pass and the backward passes through which it is differentiated again: with `offload` the
         host keeps what they need, and gives it back when they need it."""
@@ -208,7 +221,7 @@ class Risk:
             raise InputError(f"dtype={self.precision.name!r} came for second derivatives or gradients of single "
                              "examples, which need more than the 8 bits of its passes through the model; measure with "
                              "--dtype float32, or take a measure of forward passes alone, such as "
-                             "hessian-trace:route=forward")
+                             "hessian-trace:route=forward,forward_sigma=0.1")
 
     @functools.cached_property
     def twice_differentiable(self) -> bool:

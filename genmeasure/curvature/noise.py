@@ -284,7 +284,8 @@ def difference(risk: Risk, model: Perturbed, noises: Sequence[Noise], batch: Bat
         risk.spend(FORWARD, len(batch))
         with model.moved(moves):
             return risk.losses_of(risk.outputs({}, batch).double(), batch)
-    plain, columns = losses({}), []
+    with risk.unrounded():
+        plain, columns = losses({}), []
     for noise, sigma in zip(noises, sigmas, strict=True):
         up = losses(noise.moves(sigma))
         columns.append(up - plain if one_sided else (up + losses(noise.moves(-sigma))) / 2 - plain)

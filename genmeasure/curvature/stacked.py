@@ -101,7 +101,8 @@ def stacked_differences(risk: Risk, offsets: Mapping[str, Tensor], batch: Batch,
             found = vmap(outputs)(moved, map_tensors(inputs, lambda t: t.repeat(len(moves), *[1] * (t.dim() - 1))))
         return [risk.losses_of(one.double(), batch) for one in found.flatten(0, 1).split(len(batch))]
     risk.spend(FORWARD, len(batch))
-    plain = risk.losses_of(risk.outputs({}, batch).double(), batch)
+    with risk.unrounded():
+        plain = risk.losses_of(risk.outputs({}, batch).double(), batch)
     factors = torch.tensor([f for s in sigmas for f in (s, -s)], device=risk.device, dtype=risk.dtype)
     moved = [one for some in factors.split(max(1, most // groups)) for one in losses(some)]
     return torch.stack([(up + down) / 2 - plain for up, down in zip(moved[::2], moved[1::2], strict=True)], 1)
