@@ -35,6 +35,7 @@ def REQUESTS(scale: str) -> list[Request]:
     drawn = {"sigmas": sigmas[1:] if scale == "quick" else PUBLISHED, "one_sided": True}
     return [Request("gap"), Request("hessian-trace", {"rtol": 0.02}),
             Request("noise-stability", drawn | ({"max_passes": 4} if scale == "quick" else {})),
+            Request("noise-stability", {"sigmas": sigmas, "rtol": 0.1}),
             Request("hessian-approximation", {"sigmas": sigmas, "rtol": 0.1, "trace_rtol": 0.02})]
 
 
