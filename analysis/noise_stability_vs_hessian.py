@@ -25,7 +25,7 @@ SCALES = ("quick", "small", "full")
 BY = "model"
 PUBLISHED = tuple(round(0.01 + 0.001 * i, 3) for i in range(11))
 SMALL = (0.0005, 0.001, 0.002, 0.004)
-EXAMPLES = 128
+EXAMPLES = 64
 """Training images of the pretrained networks."""
 NAMES = {"fashion-mnist": "Fashion-MNIST", "cifar-100": "CIFAR-100"}
 
