@@ -29,7 +29,8 @@ class FineTuned:
     """What makes one checkpoint, and where it goes.
 
     name: of the subject; differs within a study. end: the `.safetensors` to write. model, start, train, validation,
-    test: specifications as the command line takes them (`?noise=` in `train` makes its labels wrong). method,
+    test: specifications as the command line takes them (`?noise=` in `train` makes its labels wrong). drawn: the start
+    is nobody's: the file `start` gets the weights that the model draws with the settings' seed. method,
     parameters: a registered algorithm. labels: pairs for the readings' label columns. head: path of the head, if it
     cannot be found. head_center: see `SubjectFiles`. examples, flops: training examples, and operations of a forward
     pass of one, for a plan on a machine that lacks the data or the model's library.
@@ -48,6 +49,7 @@ class FineTuned:
     labels: tuple[tuple[str, Any], ...] = ()
     head: str | None = None
     head_center: str = "zero"
+    drawn: bool = False
     examples: int | None = None
     flops: float | None = None
 
@@ -68,6 +70,8 @@ class FineTuned:
         Raises `InputError` for what is missing or does not fit.
         """
         model = build(self.model, seed=self.settings.seed)
+        if self.drawn:
+            write(self.start, model.state_dict(), {"model": self.model, "seed": str(self.settings.seed)})
         started, _ = read_start(self.start, model.state_dict())
         match(model, started, head=[*filter(None, [self.head]), *task_modules(model)])
         train, validation = (load_for(self.model, spec) if spec else None for spec in (self.train, self.validation))
@@ -113,7 +117,8 @@ def lacking(wanted: Sequence[FineTuned]) -> list[str]:
     found = []
     for model in dict.fromkeys(one.model for one in wanted):
         found += _fails(f"model {model}", lambda model=model: build(model))
-    for start in dict.fromkeys(one.start for one in wanted if one.start not in {str(w.end) for w in wanted}):
+    made = {str(one.end) for one in wanted} | {one.start for one in wanted if one.drawn}
+    for start in dict.fromkeys(one.start for one in wanted if one.start not in made):
         found += _fails(f"start {start}", lambda start=start: _there(start))
     for model, data in dict.fromkeys((one.model, spec) for one in wanted
                                      for spec in (one.train, one.validation, one.test) if spec):
