@@ -21,7 +21,7 @@ REQUESTS = [*pretrained.ranked(), Request("norm")]
 
 def CHECKPOINTS(scale: str) -> list[FineTuned]:
     quick = scale == "quick"
-    methods = pretrained.METHODS | pretrained.ball(1.0, 0.3, 1.0)
+    methods = pretrained.METHODS | pretrained.ball(1.5, 0.8, 3.0)
     digits = f"{pretrained.__file__}:grey?mean=0.5,0.5,0.5&std=0.5,0.5,0.5&name=mnist_"
     return pretrained.grid(
         Path("out/measure_vs_gap_conv-quick" if quick else "out/measure_vs_gap_conv"),

@@ -27,7 +27,7 @@ def CHECKPOINTS(scale: str) -> list[FineTuned]:
             Path("out/measure_vs_gap_text-full"), data, "bert-base-uncased", methods, (0.0, 0.4), range(3))]
     quick = scale == "quick"
     folder = Path("out/measure_vs_gap_text-quick" if quick else "out/measure_vs_gap_text")
-    methods = METHODS | pretrained.ball(0.3, 0.1, 1.0)
+    methods = METHODS | pretrained.ball(1.0, 0.3, 3.0)
     words = f"{pretrained.__file__}:sentences?name=mr_rt_polarity"
     return pretrained.grid(
         folder, pretrained.few(methods) if quick else methods, (0.0, 0.4), range(1 if quick else 2),
