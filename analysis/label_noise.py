@@ -87,8 +87,9 @@ def folder_of(scale: str) -> Path:
 
 
 def digits(folder: Path, scale: str) -> list[FineTuned]:
+    few = {"epochs": 5} if scale == "quick" else {}
     return [digit_runs.fine_tuned(folder, variant, method, parameters, noise, seed, kind=(
-        f"correlated:predictions={auxiliary_file(folder, seed)}" if noise == "correlated" else ""))
+        f"correlated:predictions={auxiliary_file(folder, seed)}" if noise == "correlated" else ""), **few)
             for noise in (*NOISES[scale], "correlated") for seed in range(SEEDS[scale])
             for variant, (method, parameters) in METHODS.items()]
 
