@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from genmeasure.data.batches import Batch, Batches
+from genmeasure.data.batches import Batch, Batches, map_tensors
 from genmeasure.engine import Engine
 from genmeasure.errors import InputError, second_derivative
 from genmeasure.layers import Layer, forward
@@ -46,6 +47,12 @@ def scale(loss: Loss, data: Batches) -> float:
         raise InputError(f"no token of the data set {data.name!r} is labelled for the loss {loss.name!r}; give at "
                          f"least one token a label other than {IGNORED}")
     return data.size / predictions
+
+
+def _channels_last(batch: Batch) -> Batch:
+    def last(t: Tensor) -> Tensor:
+        return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
+    return replace(batch, inputs=map_tensors(batch.inputs, last))
 
 
 def nodes(tensors: Iterable[Tensor]) -> Iterator[torch.autograd.graph.Node]:
@@ -100,6 +107,34 @@ class Risk:
     def place(self, batch: Batch) -> Batch:
         """`batch` on the weights' device, floating-point inputs in their dtype."""
         return batch.to(self.device, self.dtype)
+
+    def place_for_speed(self, batch: Batch) -> Batch:
+        """As `place`, with the channels of images last in memory where that is faster and the network runs like that.
+
+        Numbers and shapes are the same. The kernels of oneDNN work in blocks of channels: convolutions of few channels
+        take up to five times as long on images whose channels come first.
+        """
+        batch = self.place(batch)
+        return _channels_last(batch) if self._channels_may_be_last else batch
+
+    @property
+    def _channels_may_be_last(self) -> bool:
+        fast = self.device.type == "cpu" and self.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        if not fast or all(w.ndim != 4 for w in self.weights.values()):
+            return False
+        return self.shared.remember("channels last", self._runs_with_channels_last)
+
+    def _runs_with_channels_last(self) -> bool:
+        """Tried on two examples: `view` refuses some tensors in that order, `as_strided` takes them for others."""
+        batch = self.place(next(iter(self.batches)).select(slice(2)))
+        self.spend(2 * FORWARD, len(batch))
+        with torch.no_grad():
+            expected = self.outputs({}, batch)
+            try:
+                found = self.outputs({}, _channels_last(batch))
+            except RuntimeError:
+                return False
+        return torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
     def outputs(self, weights: Weights, batch: Batch) -> Tensor:
         """[batch, classes], or [batch, ...] as the loss takes them; not scaled."""

@@ -23,7 +23,7 @@ from genmeasure.checkpoints.distances import adapter_distances, distances
 from genmeasure.checkpoints.locate import locate
 from genmeasure.checkpoints.names import renamed, table
 from genmeasure.checkpoints.read import is_adapter, open_stored, read_adapter
-from genmeasure.engine import Engine, LocalEngine, progress
+from genmeasure.engine import Engine, LocalEngine, full_precision, progress
 from genmeasure.errors import InputError, LostRank
 from genmeasure.estimate import Estimate, Estimates
 from genmeasure.predictions import has_input_norm
@@ -70,6 +70,7 @@ def applicable(subject: Subject, requests: Sequence[Request]) -> tuple[Request, 
     return tuple(r for r in requests if all(has[need] for need in needs(r)))
 
 
+@full_precision()
 def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     """The readings of one request on one subject, in the columns of readings.csv.
 

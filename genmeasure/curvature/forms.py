@@ -12,7 +12,7 @@ from torch.func import grad, jvp
 from genmeasure.curvature.gauss_newton import CHUNK, along, vmap_examples
 from genmeasure.curvature.higher_order import directional, written_out
 from genmeasure.curvature.lanczos import Tridiagonal, lanczos
-from genmeasure.curvature.tangents import at_a_time, second_derivatives
+from genmeasure.curvature.tangents import in_parts, second_derivatives
 from genmeasure.curvature.taps import SHARE, Probe, Taps, example_operator
 from genmeasure.data.batches import Batch
 from genmeasure.layers import Layer
@@ -33,11 +33,11 @@ def hessian_forms(risk: Risk, vectors: Mapping[str, Tensor], taps: Taps | None =
         layers = [x for x in risk.layers if x.name in vectors]
         return torch.stack([_forms_of_layer(risk, x, vectors[x.name]) for x in layers], 1)
     probes = {name: Probe(v) for name, v in vectors.items()}
-    limit = at_a_time(risk, taps, len(vectors))
 
     def forms(batch: Batch) -> Tensor:
-        return torch.cat([second_derivatives(risk, taps, part, probes, risk.losses_of)[1]
-                          for part in batch.split(limit)])
+        parts = in_parts(risk, taps, batch, len(vectors))
+        found = [second_derivatives(risk, taps, part, probes, risk.losses_of)[1] for part in parts]
+        return torch.cat(found)[torch.cat([part.rows for part in parts]).argsort()]
     return risk.engine.examples(forms, risk.batches)
 
 

@@ -41,7 +41,7 @@ def piece(node: Node) -> bool:
         return weight(given[one]) or weight(given[other])
     if name == "Div":
         return given[1] is None
-    if name == "NativeBatchNorm":
+    if name in ("NativeBatchNorm", "CudnnBatchNorm"):
         return not node._saved_training and not any(given[1:])
     return name in LINEAR or node.name() == LEAF
 

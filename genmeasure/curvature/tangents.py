@@ -9,9 +9,9 @@ from its layer on, and no second derivative goes through the network as a whole.
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import written_out
+from genmeasure.curvature.padding import cut, lengths
 from genmeasure.curvature.taps import (
     AGREEMENT,
     SHARE,
@@ -56,10 +57,15 @@ class NoRuleError(Exception):
 
 @dataclass(frozen=True)
 class Tangent:
-    """What a tensor moves by, along the directions of some layers: values [slots, *shape]."""
+    """What a tensor moves by, along the directions of some layers: values [slots, *shape].
+
+    live: where given, values are [slots, live, d], of these rows of the tensor alone; the others do not count.
+    """
 
     slots: tuple[int, ...]
     values: Tensor
+    live: Tensor | None = None
+    shape: torch.Size | None = None
 
     def over(self, slots: tuple[int, ...]) -> Tensor:
         """[slots, *shape], zero for layers that do not move it."""
@@ -71,7 +77,38 @@ class Tangent:
 
     def at(self, slots: tuple[int, ...]) -> Tensor:
         """[slots, *shape] of some of its own."""
-        return self.values if slots == self.slots else self.values[[self.slots.index(s) for s in slots]]
+        if slots == self.slots[:len(slots)]:
+            return self.values[:len(slots)]
+        return self.values[[self.slots.index(s) for s in slots]]
+
+    def rows(self, live: Tensor) -> Tensor:
+        """[slots, live, d]."""
+        if self.live is not None and torch.equal(live, self.live):
+            return self.values
+        return self.whole().values.flatten(1, -2)[:, live]
+
+    def whole(self) -> Tangent:
+        """With all rows, zero where they do not count."""
+        if self.live is None:
+            return self
+        return Tangent(self.slots, _among_all(self.values, self.live, self.shape))
+
+    def __add__(self, other: Tangent) -> Tangent:
+        if self.slots == other.slots:
+            return Tangent(self.slots, self.values + other.values)
+        if len(self.slots) < len(other.slots):
+            return other + self
+        both = tuple(s for s in self.slots if s in other.slots)
+        if both == other.slots == self.slots[:len(both)]:  # as behind a residual branch
+            found = torch.empty_like(self.values, memory_format=torch.contiguous_format)
+            torch.add(self.values[:len(both)], other.values, out=found[:len(both)])
+            found[len(both):] = self.values[len(both):]
+            return Tangent(self.slots, found)
+        rest = tuple(s for s in other.slots if s not in both)
+        found = torch.cat([self.values, other.at(rest)])
+        if both:
+            found[[self.slots.index(s) for s in both]] += other.at(both)
+        return Tangent((*self.slots, *rest), found)
 
 
 @dataclass(frozen=True)
@@ -115,7 +152,10 @@ class Step:
         """Whether it acts on the last axis alone, so that rows can be left out."""
         if self.use is not None:
             return self.call.convolution is None
-        return self.rule in (elementwise, layer_norm) and self.outputs[0].ndim > 1
+        like = self.outputs[0]
+        return like.ndim > 1 and (
+            self.rule in (elementwise, layer_norm) or getattr(self.function, "__name__", "") == "dropout" or
+            (self.rule is addition and all(t.shape == like.shape for t in self.moved)))
 
 
 # rules: (step, tangents of what moves) -> the tangents of its output, and <g, m''[t, t]> before it is summed
@@ -125,6 +165,27 @@ def affine(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], None]:
     with torch.no_grad():
         found = vmap(lambda *t: jvp(step.apply, tuple(step.moved), t)[1])(*values)
     return [Tangent(slots, v) for v in (found if isinstance(found, (tuple, list)) else [found])], None
+
+
+def linear(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], None]:
+    """In one tensor, without a constant."""
+    (t,) = tangents
+    found = vmap(step.apply)(t.values)
+    return [Tangent(t.slots, v) for v in (found if isinstance(found, (tuple, list)) else [found])], None
+
+
+def addition(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], None]:
+    if step.arguments[1].get("alpha", 1) != 1:
+        return affine(step, tangents)
+    shape = step.outputs[0].shape
+
+    def spread(t: Tangent) -> Tangent:
+        if t.values.shape[1:] == shape:
+            return t
+        ones = [1] * (len(shape) - t.values.ndim + 1)
+        return Tangent(t.slots, t.values.reshape(len(t.slots), *ones, *t.values.shape[1:]).expand(-1, *shape))
+    first, *other = map(spread, tangents)
+    return [first + other[0] if other else first], None
 
 
 def any_function(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]:
@@ -153,18 +214,13 @@ def elementwise(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Ten
 
 def bilinear(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor | None]:
     (a, b), (s, t) = step.moved, tangents
-    slots = (*s.slots, *(x for x in t.slots if x not in s.slots))
-    left, right = vmap(step.apply, (0, None))(s.values, b), vmap(step.apply, (None, 0))(a, t.values)
-    if s.slots == t.slots:
-        values = left + right
-    else:
-        values = torch.cat([left, right.new_zeros(len(slots) - len(left), *right.shape[1:])])
-        values[[slots.index(x) for x in t.slots]] += right
+    moved = (Tangent(s.slots, vmap(step.apply, (0, None))(s.values, b)) +
+             Tangent(t.slots, vmap(step.apply, (None, 0))(a, t.values)))
     both = tuple(x for x in s.slots if x in t.slots)
     if not both:
-        return [Tangent(slots, values)], None
+        return [moved], None
     second = 2 * step.slope * vmap(step.apply)(s.at(both), t.at(both))
-    return [Tangent(slots, values)], Tangent(both, second).over(slots)
+    return [moved], Tangent(both, second).over(moved.slots)
 
 
 def softmax(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]:
@@ -204,24 +260,20 @@ def on_live_rows(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Te
     """The rule on live rows alone; nothing comes of the others (padding, tokens that nobody looks at)."""
     def rows(tensor: Tensor) -> Tensor:
         return tensor.flatten(0, -2)[step.live]
-    part = dataclasses.replace(step, live=None, moved=[rows(x) for x in step.moved],
-                               outputs=[rows(x) for x in step.outputs], slope=rows(step.slope))
-    found, bent = step.rule(part, [Tangent(t.slots, _live(t.values, step.live)) for t in tangents])
-    like = step.outputs[0]
-    return ([Tangent(t.slots, _among_all(t.values, step.live, like)) for t in found],
-            None if bent is None else _among_all(bent, step.live, like))
+    part = replace(step, live=None, moved=[rows(x) for x in step.moved], outputs=[rows(x) for x in step.outputs],
+                   slope=None if step.slope is None else rows(step.slope))
+    found, bent = step.rule(part, [Tangent(t.slots, t.rows(step.live)) for t in tangents])
+    shape = step.outputs[0].shape
+    if bent is not None:
+        bent = _among_all(bent.sum(-1, keepdim=True), step.live, (*shape[:-1], 1))
+    return [replace(t, live=step.live, shape=shape) for t in found], bent
 
 
-def _live(values: Tensor, live: Tensor) -> Tensor:
-    """[k, ..., d] -> [k, live, d]."""
-    return values.flatten(1, -2)[:, live]
-
-
-def _among_all(values: Tensor, live: Tensor, like: Tensor) -> Tensor:
-    """[k, live, d] -> [k, *shape of like], zero elsewhere."""
-    found = values.new_zeros(len(values), like.shape[:-1].numel(), values.shape[-1])
+def _among_all(values: Tensor, live: Tensor, shape: Sequence[int]) -> Tensor:
+    """[k, live, d] -> [k, *shape], zero elsewhere."""
+    found = values.new_zeros(len(values), math.prod(shape[:-1]), values.shape[-1])
     found[:, live] = values
-    return found.reshape(len(values), *like.shape)
+    return found.reshape(len(values), *shape)
 
 
 def _aligned(tangents: list[Tangent]) -> tuple[tuple[int, ...], list[Tensor]]:
@@ -229,16 +281,19 @@ def _aligned(tangents: list[Tangent]) -> tuple[tuple[int, ...], list[Tensor]]:
     return slots, [t.over(slots) for t in tangents]
 
 
-AFFINE = frozenset((
+LINEAR = frozenset((
     "__getitem__", "__get__", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "transpose",
     "permute", "swapaxes", "swapdims", "movedim", "unsqueeze", "squeeze", "expand", "expand_as", "contiguous",
     "select", "narrow", "chunk", "split", "unbind", "tensor_split", "repeat", "repeat_interleave", "roll", "flip",
-    "clone", "to", "type_as", "float", "double", "index_select", "gather", "take_along_dim", "masked_fill", "where",
-    "cat", "stack", "hstack", "vstack", "pad", "_pad", "mean", "sum", "cumsum", "neg", "__neg__", "negative", "add",
-    "__add__", "__radd__", "sub", "subtract", "__sub__", "__rsub__", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "dropout", "dropout1d", "dropout2d",
-    "dropout3d", "interpolate", "pixel_shuffle", "unfold", "fold", "tril", "triu"))
-"""Names of functions that are affine in all of their tensors together."""
+    "clone", "to", "type_as", "float", "double", "index_select", "gather", "take_along_dim", "mean", "sum", "cumsum",
+    "neg", "__neg__", "negative", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "dropout", "dropout1d", "dropout2d", "dropout3d", "interpolate",
+    "pixel_shuffle", "unfold", "fold", "tril", "triu"))
+"""Names of functions that are linear in one tensor."""
+ADDITIONS = frozenset(("add", "__add__", "__radd__"))
+AFFINE = LINEAR | ADDITIONS | {
+    "masked_fill", "where", "cat", "stack", "hstack", "vstack", "pad", "_pad", "sub", "subtract", "__sub__", "__rsub__"}
+"""Of functions that are affine in all of their tensors together."""
 ELEMENTWISE = frozenset((
     "gelu", "relu", "tanh", "sigmoid", "silu", "elu", "celu", "selu", "leaky_relu", "relu6", "hardtanh",
     "hardswish", "hardsigmoid", "logsigmoid", "softplus", "mish", "softsign", "tanhshrink", "exp", "expm1", "log",
@@ -247,9 +302,11 @@ ELEMENTWISE = frozenset((
 MULTIPLICATIONS = frozenset(["mul", "__mul__", "__rmul__", "multiply"])
 PRODUCTS = frozenset(["matmul", "__matmul__", "bmm", "mm"]) | MULTIPLICATIONS
 """Bilinear in two tensors."""
-LINEAR_IN_FIRST = frozenset(
-    ["linear", "conv1d", "conv2d", "conv3d", "div", "__truediv__", "true_divide", "divide", "batch_norm"])
+DIVISIONS = frozenset(["div", "__truediv__", "true_divide", "divide"])
+AFFINE_IN_FIRST = DIVISIONS | {"linear", "conv1d", "conv2d", "conv3d", "batch_norm"}
 """Affine in the first tensor where the others do not move."""
+STRAIGHT = (linear, addition, affine)
+"""Rules of what bends nothing."""
 INSTEAD = {"add_": torch.add, "sub_": torch.sub, "mul_": torch.mul, "div_": torch.div, "view": Tensor.reshape}
 """What `x += y` and its like come as; where a model goes on with the changed x under another name, what comes out is
 wrong, which the comparison with double backward shows. Stacked tangents have no fixed order in memory for a view."""
@@ -258,7 +315,11 @@ wrong, which the comparison with double backward shows. Stacked tangents have no
 def rule_for(function: Callable, moved: int, first: bool) -> Callable:
     """How tangents pass an operation of which `moved` inputs move. first: whether the first one does."""
     name = getattr(function, "__name__", "")
-    if name in AFFINE or (moved == 1 and (name in PRODUCTS or (name in LINEAR_IN_FIRST and first))):
+    if moved == 1 and (name in LINEAR or name in PRODUCTS or (name in DIVISIONS and first)):
+        return linear
+    if name in ADDITIONS:
+        return addition
+    if name in AFFINE or (moved == 1 and name in AFFINE_IN_FIRST and first):
         return affine
     if name in ELEMENTWISE or (name in ("pow", "__pow__") and moved == 1 and first):
         return elementwise
@@ -286,7 +347,7 @@ class _Recording(TorchFunctionMode):
     def __init__(self, risk: Risk, anchor: Tensor):
         super().__init__()
         self.names = {weight_key(w): name for name, w in risk.weights.items()}
-        self.anchor, self.steps, self.uses = anchor, [], 0
+        self.anchor, self.steps, self.layers = anchor, [], []
         self.known: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -309,12 +370,12 @@ class _Recording(TorchFunctionMode):
         layer = call and self.names.get(weight_key(call.weight))
         if layer:
             output = output if output.requires_grad else output + self.anchor
-            call = dataclasses.replace(call, input=call.input.detach())
+            call = replace(call, input=call.input.detach())
             source = [leaves[i] for i in moved]
             if any(id(leaf) not in map(id, (args[1:2] if call.transposed else args[:1])) for leaf in source):
                 raise NoRuleError("a measured weight or its bias moves with another")
-            self._note(Step(None, func, source, call.operation, [output], use=self.uses, call=call))
-            self.uses += 1
+            self._note(Step(None, func, source, call.operation, [output], use=len(self.layers), call=call))
+            self.layers.append(layer)
         elif moved:
             outputs = [t for t in (output if isinstance(output, (tuple, list)) else [output])
                        if isinstance(t, Tensor) and t.requires_grad]
@@ -334,7 +395,7 @@ class _Recording(TorchFunctionMode):
             return func(*args, **kwargs)
         rule = rule_for(func, len(moved), moved[0] == 0)
         several = isinstance(output, (tuple, list))
-        if several and (rule is not affine or len(outputs) < len(output)):
+        if several and (rule not in STRAIGHT or len(outputs) < len(output)):
             raise NoRuleError(f"{getattr(func, '__name__', func)} has several outputs")
         return Step(rule, func, [leaves[i] for i in moved], apply, outputs, tree_unflatten(held, form))
 
@@ -343,16 +404,21 @@ class _Recording(TorchFunctionMode):
         self.known.update((id(t), t) for t in step.outputs)
 
 
+Path = tuple[tuple, ...]
+"""What the steps of a forward pass are, in their order."""
+
+
 @dataclass
 class Recorded:
-    """A forward pass: its steps, the network's outputs, and the gradients that `slopes` fills in."""
+    """A forward pass: its steps, the layers that it uses in turn, the network's outputs."""
 
     steps: list[Step]
+    layers: list[str]
     outputs: Tensor
     anchor: Tensor
 
     @property
-    def path(self) -> tuple[tuple, ...]:
+    def path(self) -> Path:
         """What the steps are, in their order."""
         return tuple((getattr(s.function, "__name__", ""), getattr(s.rule, "__name__", ""), s.use, len(s.moved))
                      for s in self.steps)
@@ -368,44 +434,50 @@ def _recorded(risk: Risk, batch: Batch) -> Recorded:
     mode = _Recording(risk, anchor)
     with torch.enable_grad(), mode:
         outputs = risk.outputs({}, batch)
-    return Recorded(mode.steps, outputs, anchor)
+    return Recorded(mode.steps, mode.layers, outputs, anchor)
 
 
 @dataclass(frozen=True)
 class Tangents:
-    """The steps of a forward pass that are not affine, and where the examples are among their outputs.
+    """How tangents are carried through a network.
 
-    largest: numbers that the outputs of a step hold for each example, at most, where it was looked. path: what the
-    steps are; a network may take others on other examples (transformers leave out a mask that hides nothing).
+    largest: numbers that the outputs of a step hold for each example, at most, for sequences of `length`. known: for
+    every path that was looked at, the steps that are not affine and where the examples are among their outputs; None
+    for one that cannot be followed. A network may take several paths (transformers leave out a mask that hides
+    nothing).
     """
 
     taps: Taps
-    places: Mapping[int, Place]
     largest: int
-    path: tuple[tuple, ...]
+    length: int
+    known: dict[Path, Mapping[int, Place] | None]
 
-    def examples(self, risk: Risk, layers: int) -> int:
+    def examples(self, risk: Risk, layers: int, length: int) -> int:
         """How many examples to take at a time."""
-        return max(1, HELD.get(risk.device.type, HELD["cpu"]) // (layers * self.largest))
+        held = HELD.get(risk.device.type, HELD["cpu"])
+        return max(1, int(held / (layers * self.largest * length / self.length)))
 
     @torch.no_grad()
     def second_derivatives(self, risk: Risk, batch: Batch, probes: Mapping[str, Probe],
                            function: Function) -> tuple[Tensor, Tensor]:
         """As `diagonal_second_derivatives`, for the same price whatever the layers that lie behind. Raises
-        `OtherPathError` for examples on which the network takes other steps."""
+        `OtherPathError` for examples on which the network takes steps that cannot be followed."""
         batch, names = risk.place(batch), list(probes)
         run = _recorded(risk, batch)
-        if run.path != self.path:
+        if run.path not in self.known:
+            self.known[run.path] = _look(risk, self.taps, batch.select(_some(len(batch))), self, run.path)
+        places = self.known[run.path]
+        if places is None:
             risk.spend(FORWARD, len(batch))
             raise OtherPathError
         risk.spend(FORWARD * (5 + sum(self.taps.behind(name) for name in names)), len(batch))
         slope, curvature = _of_function(run.outputs, batch, function)
         self._find_live_rows(run)
-        wanted = list(self.places)
+        wanted = list(places)
         for i, g in zip(wanted, run.slopes(slope, wanted), strict=True):
             run.steps[i].slope = None if g is None else g.detach()
         second = slope.new_zeros(len(names), len(batch))
-        moved = self._carried(run, probes, names, second, len(batch))
+        moved = self._carried(run, places, probes, names, second, len(batch))
         first = torch.zeros_like(second)
         if moved is not None:
             for slot, along in zip(moved.slots, moved.values, strict=True):
@@ -424,8 +496,8 @@ class Tangents:
                 if live.double().mean() < MOST_LIVE:
                     run.steps[i].live = live.nonzero().squeeze(1)
 
-    def _carried(self, run: Recorded, probes: Mapping[str, Probe], names: list[str], second: Tensor,
-                 examples: int) -> Tangent | None:
+    def _carried(self, run: Recorded, places: Mapping[int, Place], probes: Mapping[str, Probe], names: list[str],
+                 second: Tensor, examples: int) -> Tangent | None:
         """Adds what every step bends to `second` [slots, examples]; the tangents of the outputs."""
         tangents: dict[int, Tangent] = {}
         last = {id(t): number for number, step in enumerate(run.steps) for t in step.moved}
@@ -434,19 +506,20 @@ class Tangents:
             inputs = [tangents.get(id(t)) for t in step.moved]
             moves = [t.detach() for t in step.moved]
             keys = [id(t) for t in step.outputs]
-            live = dataclasses.replace(step, moved=moves, outputs=[t.detach() for t in step.outputs])
+            live = replace(step, moved=moves, outputs=[t.detach() for t in step.outputs])
             found, bent = self._through(live, inputs, probes, names)
             for key, tangent in zip(keys, found, strict=False):  # none where nothing moves
                 if key in last and last[key] > number:
                     tangents[key] = tangent
             if bent is not None and found:
-                by_example = self.places[number].by_example(bent, examples).sum((1, 3))
+                by_example = places[number].by_example(bent, examples).sum((1, 3))
                 second[list(found[0].slots)] += by_example
             step.slope = live.slope = None
             for t in step.moved:
                 if last[id(t)] <= number:
                     tangents.pop(id(t), None)
-        return tangents.get(id(run.outputs))
+        found = tangents.get(id(run.outputs))
+        return None if found is None else found.whole()
 
     def _through(self, step: Step, inputs: list[Tangent | None], probes: Mapping[str, Probe],
                  names: list[str]) -> tuple[list[Tangent], Tensor | None]:
@@ -462,45 +535,52 @@ class Tangents:
             def apply(*values: Tensor) -> Any:
                 rest = iter(values)
                 return whole(*(p if s else next(rest) for p, s in zip(held, still, strict=True)))
-            step = dataclasses.replace(step, rule=rule_for(step.function, count, not still[0]), apply=apply,
+            step = replace(step, rule=rule_for(step.function, count, not still[0]), apply=apply,
                                        moved=[p for p, s in zip(held, still, strict=True) if not s])
             inputs = [t for t in inputs if t is not None]
-        if step.rule is not affine and step.slope is None:  # nothing behind it reaches the function
-            step = dataclasses.replace(step, slope=torch.zeros_like(step.outputs[0]))
-        return (step.rule if step.live is None else on_live_rows)(step, inputs)
+        if step.rule not in STRAIGHT and step.slope is None:  # nothing behind it reaches the function
+            step = replace(step, slope=torch.zeros_like(step.outputs[0]))
+        if step.live is not None and step.row_by_row:
+            return on_live_rows(step, inputs)
+        return step.rule(step, [t.whole() for t in inputs])
 
     def _through_layer(self, step: Step, source: Tangent | None, probes: Mapping[str, Probe],
                        names: list[str]) -> tuple[list[Tangent], Tensor | None]:
         layout, call, output = self.taps.layouts[step.use], step.call, step.outputs[0]
-        carried = None
-        if source is not None and step.live is None:
-            carried = Tangent(source.slots, _stacked(call, source.values))
-        elif source is not None:
-            some = call.operation(_live(source.values, step.live), call.weight.detach())
-            carried = Tangent(source.slots, _among_all(some, step.live, output))
-        if layout.layer not in probes:
-            return ([] if carried is None else [carried]), None
-        slot = names.index(layout.layer)
-        probe = probes[layout.layer]
-        own = probe.move(layout, call, output).reshape(output.shape)
-        if carried is None:
-            return [Tangent((slot,), own[None])], None
-        if slot not in carried.slots:
-            return [Tangent((*carried.slots, slot), torch.cat([carried.values, own[None]]))], None
-        at = carried.slots.index(slot)  # used before: its input moves with it
-        carried.values[at] += own
-        cross = probe.move(layout, dataclasses.replace(call, input=source.values[at]), output).reshape(output.shape)
-        bent = torch.zeros_like(carried.values)
-        bent[at] = 0 if step.slope is None else 2 * step.slope * cross
-        return [carried], bent
+        slot = names.index(layout.layer) if layout.layer in probes else None
+        again = source is not None and slot in source.slots  # used before: its input moves with it
+        live = None if again else step.live
+        if source is None and slot is None:
+            return [], None
+        slots = () if source is None else source.slots
+        new = () if slot is None or again else (slot,)
+        shape = output.shape if live is None else (len(live), output.shape[-1])
+        values = output.new_empty(len(slots) + len(new), *shape)
+        if source is not None:
+            _operate(call, source.whole().values if live is None else source.rows(live), values[:len(slots)])
+        if slot is not None:
+            own = probes[layout.layer].move(layout, call, output)
+        if new:
+            values[-1] = own.reshape(shape) if live is None else own[live]
+        found = Tangent((*slots, *new), values, live, None if live is None else output.shape)
+        if not again:
+            return [found], None
+        at = slots.index(slot)
+        values[at] += own.reshape(shape)
+        twice = replace(call, input=source.whole().values[at])
+        bent = torch.zeros_like(values)
+        bent[at] = 0 if step.slope is None else 2 * step.slope * probes[layout.layer].move(
+            layout, twice, output).reshape(shape)
+        return [found], bent
 
 
-def _stacked(call: Call, values: Tensor) -> Tensor:
+def _operate(call: Call, values: Tensor, into: Tensor) -> None:
     """The layer's linear operation on stacked inputs [k, ...]."""
-    if call.convolution is None:
-        return call.operation(values, call.weight.detach())
-    found = call.operation(values.flatten(0, 1), call.weight.detach())
-    return found.unflatten(0, (len(values), -1))
+    weight = call.weight.detach()
+    if call.convolution is not None:
+        into.copy_(call.operation(values.flatten(0, 1), weight).unflatten(0, (len(values), -1)))
+        return
+    torch.mm(values.flatten(0, -2), weight if call.transposed else weight.T, out=into.flatten(0, -2))
 
 
 def _of_function(outputs: Tensor, batch: Batch, function: Function) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -529,10 +609,17 @@ def second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str
         return diagonal_second_derivatives(risk, taps, batch, probes, function)
 
 
-def at_a_time(risk: Risk, taps: Taps, layers: int) -> int:
-    """How many examples to take at a time in `second_derivatives` of that many layers."""
-    found = find_tangents(risk, taps)
-    return max(1, max(risk.batches.lengths) // SHARE) if found is None else found.examples(risk, layers)
+def in_parts(risk: Risk, taps: Taps, batch: Batch, layers: int) -> list[Batch]:
+    """The examples of a batch, the longest sequences first, in parts as `second_derivatives` of that many layers likes
+    them; the parts' `rows` tell which are where."""
+    found, own = find_tangents(risk, taps), lengths(risk, batch)
+    order, parts = own.argsort(descending=True, stable=True), []
+    while len(order):
+        most = max(1, max(risk.batches.lengths) // SHARE) if found is None else found.examples(
+            risk, layers, int(own[order[0]]))
+        parts.append(cut(risk, batch.select(order[:most])))
+        order = order[most:]
+    return parts
 
 
 def find_tangents(risk: Risk, taps: Taps | None) -> Tangents | None:
@@ -548,31 +635,54 @@ def find_tangents(risk: Risk, taps: Taps | None) -> Tangents | None:
     return risk.shared.remember(key, lambda: _find_tangents(risk, taps))
 
 
+def _some(count: int) -> Tensor:
+    """`PROBED` of `count` examples, the first and the last among them."""
+    return torch.arange(PROBED) * (count - 1) // (PROBED - 1)
+
+
 def _find_tangents(risk: Risk, taps: Taps) -> Tangents | None:
     first = next(iter(risk.batches))
-    batch = risk.place(first.select(torch.arange(PROBED) % len(first)))
+    whole = risk.place(first.select(_some(len(first))))
+    batch = cut(risk, whole)
+    try:
+        with torch.no_grad():
+            run = _recorded(risk, batch)
+    except NoRuleError:
+        return None
+    largest = max(t.numel() for step in run.steps for t in step.outputs) // PROBED
+    found = Tangents(taps, max(1, largest), int(lengths(risk, batch).max()), {})
+    found.known[run.path] = _look(risk, taps, batch, found, run.path, whole)
+    return None if found.known[run.path] is None else found
+
+
+def _look(risk: Risk, taps: Taps, batch: Batch, tangents: Tangents, path: Path,
+          whole: Batch | None = None) -> Mapping[int, Place] | None:
+    """Where the three examples of a batch are on a path; None where it cannot be followed or what comes out disagrees
+    with double backward on the same examples, or on `whole`, where nothing is cut off."""
     draws = generator("tangents", 0)
     used = list(dict.fromkeys(layout.layer for layout in taps.layouts))
     several = {x for x in used if sum(layout.layer == x for layout in taps.layouts) > 1}
     probes = {name: Probe(torch.randn(risk.weights[name].shape, generator=draws, dtype=torch.float64).to(
         risk.weights[name])) for name in {used[0], used[len(used) // 2], used[-1], *several}}
     try:
-        found = _placed(risk, taps, batch, draws)
-        if found is None:
+        places = _placed(risk, taps, batch, draws, path)
+        if places is None:
             return None
-        ours = found.second_derivatives(risk, batch, probes, risk.losses_of)
+        ours = replace(tangents, known={path: places}).second_derivatives(risk, batch, probes, risk.losses_of)
     except (NoRuleError, RuntimeError, NotImplementedError, IndexError, TypeError):
         return None
-    twin = diagonal_second_derivatives(risk, taps, batch, probes, risk.losses_of)
+    twin = diagonal_second_derivatives(risk, taps, batch if whole is None else whole, probes, risk.losses_of)
     agree = all(((a - b).abs() <= AGREEMENT * b.abs().max(0).values).all() for a, b in zip(ours, twin, strict=True))
-    return found if agree else None
+    return places if agree else None
 
 
-def _placed(risk: Risk, taps: Taps, batch: Batch, draws: torch.Generator) -> Tangents | None:
+def _placed(risk: Risk, taps: Taps, batch: Batch, draws: torch.Generator, path: Path) -> Mapping[int, Place] | None:
     run = _recorded(risk, batch)
     uses = [layout.layer for layout in taps.layouts]
+    if run.path != path or run.layers != uses:
+        return None
     curved = [i for i, s in enumerate(run.steps)
-              if (s.rule is not affine if s.use is None else uses.count(uses[s.use]) > 1)]
+              if (s.rule not in STRAIGHT if s.use is None else uses.count(uses[s.use]) > 1)]
     direction = torch.randn(run.outputs.shape, generator=draws, dtype=torch.float64).to(run.outputs)
     slopes = []
     for example in range(PROBED):
@@ -587,8 +697,7 @@ def _placed(risk: Risk, taps: Taps, batch: Batch, draws: torch.Generator) -> Tan
         if place is None:
             return None
         places[number] = place
-    largest = max(t.numel() for step in run.steps for t in step.outputs) // PROBED
-    return Tangents(taps, places, max(1, largest), run.path)
+    return places
 
 
 def _only(place: Place, slope: Tensor | None, example: int) -> bool:

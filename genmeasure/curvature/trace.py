@@ -23,7 +23,7 @@ from genmeasure.curvature.sampling import (
     paired_sample,
 )
 from genmeasure.curvature.survey import NEGLIGIBLE, Survey, survey
-from genmeasure.curvature.tangents import at_a_time, find_tangents, second_derivatives
+from genmeasure.curvature.tangents import find_tangents, in_parts, second_derivatives
 from genmeasure.curvature.taps import Probe, Taps, find_taps, squared_gradients
 from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
@@ -285,16 +285,17 @@ class Stages:
         self._stages: list[tuple[Tensor, int, Total]] = []
 
     def draw(self, places: Tensor, count: int, evaluation: Callable[[torch.Generator, int], Evaluation],
-             limit: int) -> None:
-        """`count` more draws of the columns at `places`, an even number; limit: examples to evaluate at a time."""
+             cut: Callable[[Batch], list[Batch]]) -> None:
+        """`count` more draws of the columns at `places`, an even number; cut: a batch in parts to evaluate."""
         draws = generator(f"trace {self.purpose}", self.seed, len(self._stages))
         sample = paired_sample(self.sizes, count // 2, draws)
         weights = self.sizes.sum() / self.sizes[sample] / self.risk.batches.size
         evaluate, values = evaluation(draws, count), []
         for start in range(0, count, GATHERED):
             batches = self.risk.batches.gather(sample[start:start + GATHERED])
-            parts = [replace(part, rows=part.rows + start) for batch in batches for part in batch.split(limit)]
-            values.append(self.risk.engine.examples(evaluate, parts).double())
+            parts = [replace(part, rows=part.rows + start) for batch in batches for part in cut(batch)]
+            order = torch.cat([part.rows for part in parts]).argsort()
+            values.append(self.risk.engine.examples(evaluate, parts).double()[order])
         found = paired_mean(torch.cat(values) * weights[:, None])
         self._stages.append((places, count, found))
         self.counts[places] += count
@@ -337,7 +338,7 @@ class Labels:
         growth = min(1.0, max(0.2, 1.1 * excess.max().item() - 1))
         count = max(FIRST_DRAWS, round(self.draws * growth / 2) * 2)
         everything = torch.arange(len(self.risk.layers))
-        self.stages.draw(everything, count, self._evaluation, max(self.risk.batches.lengths))
+        self.stages.draw(everything, count, self._evaluation, lambda batch: [batch])
 
     def _evaluation(self, draws: torch.Generator, count: int) -> Evaluation:
         risk = self.risk
@@ -417,8 +418,8 @@ class Residual:
 
     def _draw(self, places: Tensor, count: int) -> None:
         layers = [self.risk.layers[i] for i in self.rows[places]]
-        limit = at_a_time(self.risk, self.taps, len(layers))
-        self.stages.draw(places, count, lambda g, n: self._evaluation(layers, g, n), limit)
+        self.stages.draw(places, count, lambda g, n: self._evaluation(layers, g, n),
+                         lambda batch: in_parts(self.risk, self.taps, batch, len(layers)))
 
     def _evaluation(self, layers: Sequence[Layer], draws: torch.Generator, count: int) -> Evaluation:
         risk, shared, seeds = self.risk, {}, {}

@@ -326,6 +326,7 @@ def joined(device: str = "auto") -> Iterator[Engine]:
         os.environ[QUIET] = "1"
     before = signal.signal(signal.SIGTERM, _told_to_end)
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+    last = dist.new_group(backend="gloo")  # what alone has a barrier that ends by itself
     ended = threading.Event()
     threading.Thread(target=_watch, args=(dist.get_rank(), dist.get_world_size(), ended), daemon=True).start()
     together = False
@@ -339,7 +340,7 @@ def joined(device: str = "auto") -> Iterator[Engine]:
         ended.set()
         if together:  # who closes its connections too soon is taken for lost by those that still read from them
             with contextlib.suppress(RuntimeError, ValueError):
-                dist.monitored_barrier(timeout=LEAVING)
+                dist.monitored_barrier(last, timeout=LEAVING)
         signal.signal(signal.SIGTERM, before)
         dist.destroy_process_group()
 
