@@ -3,8 +3,7 @@
 Episodes of five classes of CIFAR-100 with five images each, ResNet-20 with CIFAR-10's weights and a new head, tuned
 without and with constraints, and with convolutions that stay as they are. Every episode is met by every method, so that
 differences are paired. `genmeasure run analysis/few_shot.py --out out/few_shot`, then `python figures/few_shot.py`.
-Of each constraint two radii are shown; smaller ones were worse on five other
-episodes.
+Of each constraint two radii are shown; smaller ones were worse on five other episodes.
 """
 
 from pathlib import Path
