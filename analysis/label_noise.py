@@ -29,6 +29,7 @@ from genmeasure.data.selection import Selection
 from genmeasure.demo import MODEL
 from genmeasure.engine import LocalEngine
 from genmeasure.fine_tuned import FineTuned, make
+from genmeasure.layers import forward
 from genmeasure.study import Request
 from genmeasure.subject import SubjectFiles
 from genmeasure.training.auxiliary import auxiliary_scores
@@ -163,7 +164,7 @@ def features(batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
     match(network, read_start(resnet20.STARTS["pretrained"], network.state_dict())[0], head="head")
     network.head = nn.Identity()
     network.eval()
-    pairs = [(network(batch.inputs).numpy(), batch.targets.numpy()) for batch in batches]
+    pairs = [(forward(network, batch).numpy(), batch.targets.numpy()) for batch in batches]
     return tuple(np.concatenate(side) for side in zip(*pairs, strict=True))
 
 
