@@ -124,6 +124,6 @@ def takes_copies(risk: Risk, layers: Sequence[Layer], some: Batch) -> bool:
         except Exception as error:  # a model may do anything that vmap does not take
             log.info("one perturbed copy at a time, since vmap does not run this model: %s", error)
             return False
-        close = 1e-2 * expected.abs().max().item()
+        close = risk.precision.kernels * expected.abs().max().item()
         return bool(torch.allclose(found.flatten(0, 1), expected, rtol=0, atol=close, equal_nan=True))
     return risk.shared.remember(f"takes copies of {[layer.name for layer in layers]}", attempt)
