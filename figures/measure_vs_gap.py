@@ -79,23 +79,27 @@ def scatter(panel, run: str, setting: str) -> None:
     panel.set(xscale="log", title=setting, ylabel="gap of the loss")
 
 
-def cell(row: pd.Series, statistic: str) -> str:
-    value, low, high = (row.get(f"{statistic}{end}", np.nan) for end in ("", "-low", "-high"))
-    return "" if pd.isna(value) else f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
+def cells(table: pd.DataFrame, name: str) -> list[str]:
+    """tau-a, the granulated coefficient with its interval, both mutual informations; and sign errors, if known."""
+    if name not in table.index:
+        return ["", "", ""]
+    row = table.loc[name]
+    low, high = (row[f"granulated{end}"] for end in ("-low", "-high"))
+    found = [f"{row['tau-a']:.2f}", f"{row['granulated']:.2f} [{low:.2f}, {high:.2f}]",
+             f"{row['mutual-information']:.2f} / {row['mutual-information-equal']:.2f}"]
+    return [text.replace("-", "−") for text in found]
 
 
 def text(found: dict[str, pd.DataFrame]) -> str:
-    """One Markdown table per setting, the largest granulated coefficient first."""
-    parts = []
-    for setting, table in found.items():
-        shown = [s for s in STATISTICS if table[s].notna().any()]
-        lines = [f"{setting}, {int(table['n'].max())} checkpoints", "",
-                 "| quantity | " + " | ".join(STATISTICS[s] for s in shown) + " | checkpoints |",
-                 "|---|" + "---:|" * (len(shown) + 1)]
-        for name, row in table.sort_values("granulated", ascending=False, kind="stable").iterrows():
-            lines.append(f"| {name} | " + " | ".join(cell(row, s) for s in shown) + f" | {int(row['n'])} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    """A Markdown table: three columns a setting, the largest mean of the granulated coefficients first."""
+    mean = pd.concat([table["granulated"] for table in found.values()]).groupby(level=0).mean()
+    columns = [f"{setting}: τ-a | granulated | CMI both / equal" for setting in found]
+    lines = ["| quantity | " + " | ".join(columns) + " |", "|---|" + "---:|---:|---:|" * len(found)]
+    for name in mean.sort_values(ascending=False, kind="stable").index:
+        lines.append(f"| {name} | " + " | ".join(c for t in found.values() for c in cells(t, name)) + " |")
+    counts = [f"{setting}: {int(table['n'].max())} checkpoints, sign errors in "
+              f"{int(table['environments'].max())} environments" for setting, table in found.items()]
+    return "\n".join([*lines, "", *counts])
 
 
 def main() -> None:
