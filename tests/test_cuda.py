@@ -23,7 +23,7 @@ from genmeasure.checkpoints.match import fingerprint
 from genmeasure.checkpoints.write import write
 from genmeasure.cli import main
 from genmeasure.data.batches import Batches
-from genmeasure.engine import LocalEngine, full_precision
+from genmeasure.engine import LocalEngine, float32_products
 from genmeasure.engine import ranks as ranks_module
 from genmeasure.engine.ranks import Ranks
 from genmeasure.plan import peak
@@ -112,7 +112,7 @@ def test_products_have_the_precision_of_float32_whatever_the_user_set(precision)
         for place in places:
             place.fp32_precision = precision
         outside = error(), product_error()
-        with full_precision():
+        with float32_products():
             assert max(error(), product_error()) < 2e-6
         assert (error(), product_error()) == pytest.approx(outside, rel=0.5)
         assert [place.fp32_precision for place in places] == [precision] * 2
