@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import style
+from matplotlib.ticker import FixedLocator, NullFormatter
 
 RUNS = {"LeNet → MNIST": "out/measure_vs_gap_conv", "ResNet-20 → Fashion-MNIST": "out/measure_vs_gap_resnet",
         "MiniLM block → MR": "out/measure_vs_gap_text"}
@@ -77,6 +78,9 @@ def scatter(panel, run: str, setting: str) -> None:
         panel.plot(part["value"], gap.reindex(part.index), marker, color=colour, ms=3, ls="",
                    label=f"label noise {noise}")
     panel.set(xscale="log", title=setting, ylabel="gap of the loss")
+    panel.xaxis.set_major_locator(FixedLocator([m * 10.0**e for e in range(-6, 7) for m in (1, 2, 5)]))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def cells(table: pd.DataFrame, name: str) -> list[str]:
