@@ -2,11 +2,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 WORKERS ?= 2
-STUDIES := digits label_noise self_labeling nso
+STUDIES := digits self_labeling
 PACK_STUDIES := resnet20_noise measure_vs_gap_conv measure_vs_gap_resnet measure_vs_gap_text bound_comparison \
-    noise_stability_vs_hessian six_times
+    noise_stability_vs_hessian six_times layer_distances three_starts regularization few_shot text label_noise nso
 FIGURES := digits label_noise self_labeling nso resnet20_noise measure_vs_gap bound_comparison \
-    noise_stability_vs_hessian six_times
+    noise_stability_vs_hessian six_times layer_distances three_starts regularization few_shot text
 
 .PHONY: demo test test-all check bench studies figures clean
 

@@ -5,7 +5,7 @@ are correlated with the images; and CIFAR-10 with the labels that people gave (C
 on what a ResNet-20 gives its head. That network saw the true labels of these images when it was trained, the perceptron
 did not. `genmeasure run analysis/label_noise.py --out out/label_noise`, then `python figures/label_noise.py`; CIFAR-10
 comes from the data pack. The last epoch is kept, except by early stopping. Radii, and what else has to be chosen, by
-the validation error (clean labels) of seeds 100 and 101: of the digits at noise 0.4, of CIFAR-10 with the worse labels.
+the validation error (clean labels) of seeds 100 and 101 of the digits at noise 0.4; for CIFAR-10 nothing was chosen.
 """
 
 from collections.abc import Iterable, Sequence
