@@ -22,6 +22,7 @@ from genmeasure.checkpoints.write import write
 from genmeasure.data.batches import Batches
 from genmeasure.engine.sharded import Sharded
 from genmeasure.errors import InputError
+from genmeasure.registry import bound, measure
 from genmeasure.study import Request, applicable, everything, run
 
 pytestmark = [pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
@@ -109,6 +110,10 @@ def slopes(model: nn.Module, network: str) -> dict[str, torch.Tensor]:
             for k, p in model.named_parameters() if p.grad is not None}
 
 
+def test_every_member_that_takes_sharded_models_is_compared():
+    assert {m.name for m in (*measure, *bound) if m.sharded is not None} == {name for name, _ in WANTED}
+
+
 @pytest.mark.parametrize("network", ["residual", "attention", "smooth", "keyword"])
 def test_readings_are_those_of_the_whole_model(network):
     expected = readings(subject(pair(network)[1], pair(network)[0], network))
@@ -118,9 +123,7 @@ def test_readings_are_those_of_the_whole_model(network):
         start, end = pair(network)
         shard(end, network)
         before, needed = held(end), [p.requires_grad for p in end.parameters()]
-        given = shard(start, network) if network == "smooth" else start.float().state_dict()
-        if network != "smooth":  # a plain state of another dtype, as a checkpoint file may have
-            given = pair(network)[0].state_dict()
+        given = shard(start, network) if network == "smooth" else start.state_dict()
         found = readings(subject(end, given, network))
         after = held(end)
         kept = before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items())
