@@ -49,7 +49,7 @@ def CHECKPOINTS(scale: str) -> list[FineTuned]:
         pixels = f"&{pretrained.PIXELS}"
         found += named(pretrained.grid(
             folder / "cifar-100", PLAIN, (0.0,), (0,), settings=settings, model=pretrained.resnet(classes=100),
-            start="aka_resnet20", train=f"cifar100_train4k?rows=200&noise={{noise}}{pixels}", head="fc",
+            start="aka_resnet20", train=f"cifar100_train4k?rows=100&noise={{noise}}{pixels}", head="fc",
             validation=f"cifar100_train4k?rows=64&seed=1{pixels}", test=f"cifar100_test1k?rows=600{pixels}"),
             "cifar-100")
     for data, label, test in (("sst2", "sst-2", "dev"), ("mrpc", "mrpc", "dev"))[:1 if quick else 2]:

@@ -1,29 +1,35 @@
 """Which algorithm fine-tunes best on wrong labels?
 
 Digits 5-9, starts pretrained on digits 0-4, with symmetric noise and with labels of an auxiliary network, whose errors
-are correlated with the images; and CIFAR-10 with the labels that people gave (CIFAR-10N), a small network that was
-pretrained on CIFAR-100. `genmeasure run analysis/label_noise.py --out out/label_noise`, then `python
-figures/label_noise.py`; CIFAR comes from the data pack. The last epoch is kept, except by early stopping. Radii, and
-what else has to be chosen, by the validation error (clean labels) of seeds 100 and 101 of the digits at noise 0.4 and,
-for CIFAR-10, of seed 100 with the worse labels.
+are correlated with the images; and CIFAR-10 with the labels that people gave (CIFAR-10N): a perceptron of two layers
+on what a ResNet-20 gives its head. That network saw the true labels of these images when it was trained, the perceptron
+did not. `genmeasure run analysis/label_noise.py --out out/label_noise`, then `python figures/label_noise.py`; CIFAR-10
+comes from the data pack. The last epoch is kept, except by early stopping. Radii, and what else has to be chosen, by
+the validation error (clean labels) of seeds 100 and 101 of the digits at noise 0.4; for CIFAR-10 nothing was chosen.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import digit_runs
 import numpy as np
 import published_images
+import resnet20
 import torch
+from resnet20 import COLOURS
 from torch import nn
 
 from genmeasure.checkpoints.build import build
+from genmeasure.checkpoints.match import match
+from genmeasure.checkpoints.pair import read_start
 from genmeasure.data import manifest
-from genmeasure.data.batches import Batches
+from genmeasure.data.batches import Batch, Batches
 from genmeasure.data.readers import load
 from genmeasure.data.selection import Selection
 from genmeasure.demo import MODEL
 from genmeasure.engine import LocalEngine
 from genmeasure.fine_tuned import FineTuned, make
+from genmeasure.layers import forward
 from genmeasure.study import Request
 from genmeasure.subject import SubjectFiles
 from genmeasure.training.auxiliary import auxiliary_scores
@@ -47,17 +53,17 @@ AUXILIARY = {"examples": 15, "epochs": 60}
 
 HUMAN = {"quick": ("worse",), "small": ("aggregate", "worse")}
 HUMAN_KINDS = {"aggregate": "aggre_label", "worse": "worse_label"}
-HUMAN_SEEDS = {"quick": 1, "small": 4}
-HUMAN_ROWS = {"quick": 100, "small": 600}
-HUMAN_BALL = {"radius": 0.5, "head_radius": 2.0}
+HUMAN_SEEDS = {"quick": 1, "small": 5}
+HUMAN_ROWS = {"quick": (150, 50, 50), "small": (2000, 500, 1000)}
+"""Images that are carried through the ResNet-20, to train (of which every seed draws half), validate and test."""
 HUMAN_METHODS = {
     "plain": ("plain", {}), "early stopping": ("early-stopping", {"patience": 8}),
-    "self-labeling": ("self-labeling", {"threshold": 0.9, "temperature": 2.0, "radius": None}),
-    "constraint": ("layer-ball", HUMAN_BALL), "consistent loss": ("consistent-loss", {}),
-    "consistent loss + constraint": ("consistent-layer-ball", HUMAN_BALL)}
-COLOURS = "mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
-PRETRAINING = {"quick": 1, "small": 15}
-SETTINGS = {"epochs": 15, "learning_rate": 1e-3, "schedule": "cosine", "device": "cpu"}
+    "self-labeling": ("self-labeling", {"threshold": 0.9, "temperature": 1.0, "correct_from": 8, "reweight_from": 4,
+                                        "radius": None}),
+    "constraint": ("layer-ball", {"radius": 1.0, "head_radius": 2.0}), "consistent loss": ("consistent-loss", {}),
+    "consistent loss + constraint": ("consistent-layer-ball", {"radius": 1.0, "head_radius": 2.0})}
+FEATURES, HIDDEN = 64, 128
+SETTINGS = {"epochs": 20, "learning_rate": 1e-3, "schedule": "cosine", "device": "cpu"}
 BY, CLUSTER, AXES = "noise", ("method", "noise"), ("method", "noise")
 
 
@@ -65,23 +71,16 @@ def REQUESTS(scale: str) -> list[Request]:
     return [Request("gap"), Request("distance"), Request("hessian-trace", {"rtol": 0.2 if scale == "quick" else 0.05})]
 
 
-def colour_network(classes: int = 10, width: int = 32) -> nn.Module:
-    """Three strided convolutions with BatchNorm and a head; [batch, 3, 32, 32] -> [batch, classes]."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
-        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes))
-
-
-HEAD = "11"
-"""Name of the head in `colour_network`."""
+def perceptron(classes: int = 10) -> nn.Module:
+    """[batch, 64] -> [batch, classes]"""
+    return nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, classes))
 
 
 def CHECKPOINTS(scale: str) -> list[FineTuned]:
     if scale == "full":
         return _published()
     folder = folder_of(scale)
-    return [*digits(folder, scale), pretraining(folder, scale), *human(folder, scale)]
+    return [*digits(folder, scale), *human(folder, scale)]
 
 
 def folder_of(scale: str) -> Path:
@@ -89,8 +88,9 @@ def folder_of(scale: str) -> Path:
 
 
 def digits(folder: Path, scale: str) -> list[FineTuned]:
+    few = {"epochs": 5} if scale == "quick" else {}
     return [digit_runs.fine_tuned(folder, variant, method, parameters, noise, seed, kind=(
-        f"correlated:predictions={auxiliary_file(folder, seed)}" if noise == "correlated" else ""))
+        f"correlated:predictions={auxiliary_file(folder, seed)}" if noise == "correlated" else ""), **few)
             for noise in (*NOISES[scale], "correlated") for seed in range(SEEDS[scale])
             for variant, (method, parameters) in METHODS.items()]
 
@@ -113,52 +113,59 @@ def write_auxiliary(folder: Path, seed: int) -> None:
     np.save(path, auxiliary_scores(network, train).numpy())
 
 
-def pretraining(folder: Path, scale: str) -> FineTuned:
-    """The start of the checkpoints on CIFAR-10, which has seen CIFAR-100 alone."""
-    place = folder / "checkpoints" / "cifar-100"
-    rows = "&rows=200" if scale == "quick" else ""
-    return FineTuned("start-cifar-100", place / "start.safetensors", f"{__file__}:colour_network?classes=100",
-                     str(place / "drawn.safetensors"), f"cifar100_train4k?{COLOURS}{rows}",
-                     test=f"cifar100_test1k?{COLOURS}", drawn=True, head=HEAD,
-                     settings=Settings(**{**SETTINGS, "epochs": PRETRAINING[scale]}))
-
-
 def human(folder: Path, scale: str) -> list[FineTuned]:
-    """Checkpoints on CIFAR-10 with labels that people gave; the seed draws images, head and order."""
-    found = []
-    for kind in HUMAN[scale]:
-        for seed in range(HUMAN_SEEDS[scale]):
-            for variant, (method, parameters) in HUMAN_METHODS.items():
-                found.append(on_human_labels(folder, scale, kind, seed, variant, method, parameters))
-    return found
+    return [on_human_labels(folder, scale, kind, seed, variant, method, parameters)
+            for kind in HUMAN[scale] for seed in range(HUMAN_SEEDS[scale])
+            for variant, (method, parameters) in HUMAN_METHODS.items()]
 
 
 def on_human_labels(folder: Path, scale: str, kind: str, seed: int, variant: str, method: str,
                     parameters: dict) -> FineTuned:
+    """A checkpoint on labels that people gave; the seed draws images, start and order."""
+    data, rows = folder / "data" / "cifar-10.npz", HUMAN_ROWS[scale][0] // 2
     noise = f"human:kind={HUMAN_KINDS[kind]},index={index_file(folder, seed)}"
-    drawn = f"cifar10_train10k?holdout=0.5&seed={seed}&{COLOURS}"
+    place = folder / "checkpoints" / f"cifar-10-seed-{seed}"
     return FineTuned(
-        f"{variant}-human-{kind}-seed-{seed}",
-        folder / "checkpoints" / f"cifar-10-seed-{seed}" / f"{variant}-{kind}.safetensors",
-        f"{__file__}:colour_network?classes=10", str(pretraining(folder, scale).end),
-        f"{drawn}&rows={HUMAN_ROWS[scale]}&noise={noise}#train", f"{drawn}&rows=500#validation",
-        f"cifar10_test2k?{COLOURS}", method, parameters, Settings(**{**SETTINGS, "seed": seed}),
-        (("method", variant), ("dataset", "cifar-10"), ("noise", kind), ("seed", seed)), head=HEAD,
-        examples=HUMAN_ROWS[scale])
+        f"{variant}-human-{kind}-seed-{seed}", place / f"{variant}-{kind}.safetensors", f"{__file__}:perceptron",
+        str(place / "start.safetensors"), f"{data}?rows={rows}&seed={seed}&noise={noise}#train", f"{data}#validation",
+        f"{data}#test", method, parameters, Settings(**{**SETTINGS, "seed": seed}),
+        (("method", variant), ("dataset", "cifar-10"), ("noise", kind), ("seed", seed)), drawn=True, examples=rows,
+        flops=2.0 * HIDDEN * (FEATURES + 10))
 
 
 def index_file(folder: Path, seed: int) -> Path:
     return folder / "data" / f"cifar-10-index-seed-{seed}.npy"
 
 
-def write_index(folder: Path, scale: str, seed: int) -> None:
-    """Positions in CIFAR-10's official order of the training images that the seed draws."""
+def write_human_data(folder: Path, scale: str, seeds: Sequence[int]) -> None:
+    """What ResNet-20 gives its head for images of CIFAR-10, and for every seed the positions in CIFAR-10's official
+    order of the training images that it draws."""
+    path, (train, validation, test) = folder / "data" / "cifar-10.npz", HUMAN_ROWS[scale]
+    if not path.exists():
+        here = load(f"cifar10_train10k?{COLOURS}&rows={train + validation}")
+        parts = {"train": here.gather(torch.arange(train)), "test": load(f"cifar10_test2k?{COLOURS}&rows={test}"),
+                 "validation": here.gather(torch.arange(train, here.size))}
+        arrays = {f"{name}_{part}": values for part, batches in parts.items()
+                  for name, values in zip("xy", features(batches), strict=True)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **arrays)
     with np.load(manifest.path("cifar10_train10k"), allow_pickle=False) as file:
-        labels, official = torch.from_numpy(file["y"].astype("int64")), file["index"]
-    rows, _, _ = Selection(rows=HUMAN_ROWS[scale], holdout=0.5, seed=seed).chosen(labels, "train", "cifar10_train10k")
-    path = index_file(folder, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, official[rows.numpy()].astype("int64"))
+        labels, official = torch.from_numpy(file["y"].astype("int64")), torch.from_numpy(file["index"].astype("int64"))
+    drawn, labels, _ = Selection(rows=train + validation).chosen(labels, "", "cifar10_train10k")
+    for seed in seeds:
+        some, _, _ = Selection(rows=train // 2, seed=seed).chosen(labels[:train], "train", str(path))
+        np.save(index_file(folder, seed), official[drawn[some]].numpy())
+
+
+@torch.no_grad()
+def features(batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    """[n, 64] from the ResNet-20 of the data pack, and the labels [n]."""
+    network = build(resnet20.MODEL)
+    match(network, read_start(resnet20.STARTS["pretrained"], network.state_dict())[0], head="head")
+    network.head = nn.Identity()
+    network.eval()
+    pairs = [(forward(network, batch).numpy(), batch.targets.numpy()) for batch in batches]
+    return tuple(np.concatenate(side) for side in zip(*pairs, strict=True))
 
 
 def _published() -> list[FineTuned]:
@@ -213,7 +220,5 @@ def SUBJECTS(scale: str) -> list[SubjectFiles]:
     digit_runs.write_starts(folder, range(SEEDS[scale]))
     for seed in range(SEEDS[scale]):
         write_auxiliary(folder, seed)
-    for seed in range(HUMAN_SEEDS[scale]):
-        write_index(folder, scale, seed)
-    make([pretraining(folder, scale)], device="cpu")
+    write_human_data(folder, scale, range(HUMAN_SEEDS[scale]))
     return make([*digits(folder, scale), *human(folder, scale)], device="cpu", engine=engine)

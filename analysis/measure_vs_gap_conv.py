@@ -21,11 +21,11 @@ REQUESTS = [*pretrained.ranked(), Request("norm")]
 
 def CHECKPOINTS(scale: str) -> list[FineTuned]:
     quick = scale == "quick"
-    methods = pretrained.METHODS | pretrained.ball(1.0, 0.3, 1.0)
+    methods = pretrained.METHODS | pretrained.ball(1.5, 0.8, 3.0)
     digits = f"{pretrained.__file__}:grey?mean=0.5,0.5,0.5&std=0.5,0.5,0.5&name=mnist_"
     return pretrained.grid(
         Path("out/measure_vs_gap_conv-quick" if quick else "out/measure_vs_gap_conv"),
-        pretrained.few(methods) if quick else methods, (0.0, 0.4), range(1 if quick else 4),
+        pretrained.few(methods) if quick else methods, (0.0, 0.4), range(1 if quick else 2),
         settings=Settings(epochs=20, schedule="cosine", device="cpu"), model=pretrained.lenet(), start="lenet_pytorch",
         train=f"{digits}train5k&rows=300&noise={{noise}}", validation=f"{digits}train5k&rows=100&skip=1000",
         test=f"{digits}test2k&rows=2000")

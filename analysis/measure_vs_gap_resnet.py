@@ -1,6 +1,6 @@
 """Which measure ranks fine-tuned checkpoints by their generalization gap? A ResNet.
 
-ResNet-20, pretrained on CIFAR-10, fine-tuned on 96 images of Fashion-MNIST: `genmeasure run
+ResNet-20, pretrained on CIFAR-10, fine-tuned on 64 images of Fashion-MNIST: `genmeasure run
 analysis/measure_vs_gap_resnet.py --out out/measure_vs_gap_resnet`, then `python figures/measure_vs_gap.py`. `--full`
 is the setting of Ju, Li & Zhang (2022): ResNet-50 on CIFAR-10 and CIFAR-100.
 """
@@ -26,7 +26,7 @@ def CHECKPOINTS(scale: str) -> list[FineTuned]:
         return [one for data in ("cifar10", "cifar100") for one in pretrained.full(
             Path("out/measure_vs_gap_resnet-full"), data, "resnet50", methods, (0.0, 0.4), range(3))]
     quick = scale == "quick"
-    rows, methods = 32 if quick else 96, METHODS | pretrained.ball(1.0, 0.3, 1.0)
+    rows, methods = 32 if quick else 64, METHODS | pretrained.ball(1.0, 0.3, 1.0)
     clothes = f"{pretrained.__file__}:grey?name=fashion_mnist_train6k"
     return pretrained.grid(
         Path("out/measure_vs_gap_resnet-quick" if quick else "out/measure_vs_gap_resnet"),

@@ -25,7 +25,7 @@ SCALES = ("quick", "small", "full")
 BY = "model"
 PUBLISHED = tuple(round(0.01 + 0.001 * i, 3) for i in range(11))
 SMALL = (0.0005, 0.001, 0.002, 0.004)
-EXAMPLES = 128
+EXAMPLES = 64
 """Training images of the pretrained networks."""
 NAMES = {"fashion-mnist": "Fashion-MNIST", "cifar-100": "CIFAR-100"}
 
@@ -35,6 +35,7 @@ def REQUESTS(scale: str) -> list[Request]:
     drawn = {"sigmas": sigmas[1:] if scale == "quick" else PUBLISHED, "one_sided": True}
     return [Request("gap"), Request("hessian-trace", {"rtol": 0.02}),
             Request("noise-stability", drawn | ({"max_passes": 4} if scale == "quick" else {})),
+            Request("noise-stability", {"sigmas": sigmas, "rtol": 0.1}),
             Request("hessian-approximation", {"sigmas": sigmas, "rtol": 0.1, "trace_rtol": 0.02})]
 
 

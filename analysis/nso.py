@@ -59,12 +59,19 @@ def CHECKPOINTS(scale: str) -> list[FineTuned]:
                 for target in PUBLISHED for seed in range(SEEDS["full"])
                 for variant, (method, parameters, settings) in PUBLISHED_METHODS.items()]
     folder = folder_of(scale)
-    digits = [digit_runs.fine_tuned(folder, variant, method, parameters, noise, seed, **settings)
+    digits = [digit_runs.fine_tuned(folder, variant, method, parameters, noise, seed,
+                                    **shortened(settings, FINE_TUNING.epochs, scale))
               for noise in NOISES[scale] for seed in range(SEEDS[scale])
               for variant, (method, parameters, settings) in METHODS.items()]
-    reviews = [text.checkpoint(folder, "MR", 0.0, seed, variant, method, parameters, **settings)
+    reviews = [text.checkpoint(folder, "MR", 0.0, seed, variant, method, parameters,
+                               **shortened(settings, text.SETTINGS["epochs"], scale))
                for seed in range(SEEDS[scale]) for variant, (method, parameters, settings) in TEXT_METHODS.items()]
     return digits + reviews
+
+
+def shortened(settings: dict, epochs: int, scale: str) -> dict:
+    """The settings, with an eighth of the epochs at the quick scale."""
+    return {**settings, "epochs": settings.get("epochs", epochs) // 8} if scale == "quick" else settings
 
 
 def folder_of(scale: str) -> Path:

@@ -21,10 +21,11 @@ NOISES, SEEDS = (0.2, 0.4), 5
 BY, CLUSTER, AXES = "method", ("method", "strength", "noise"), ("method", "strength", "noise")
 REQUESTS = [Request("gap"), Request("distance"), Request("hessian-distance"), Request("ju2022"),
             Request("hessian-trace", {"rtol": 0.05, "layer_rtol": 0.5})]
+BALL = pretrained.ball(1.0, 0.3, 1.0)
 OURS = {(f"consistent loss + {method}", strength): ("consistent-layer-ball", parameters)
-        for (method, strength), (_, parameters) in pretrained.ball(1.0, 0.3, 1.0).items()}
-METHODS = pretrained.without(("NSO", "weak"), ("noise injection", "weak"), ("SAM", "weak")) | pretrained.ball(
-    1.0, 0.3, 1.0) | {("consistent loss", ""): ("consistent-loss", {})} | OURS
+        for (method, strength), (_, parameters) in BALL.items()}
+METHODS = pretrained.without(("NSO", "weak"), ("noise injection", "weak"), ("SAM", "weak")) | BALL | {
+    ("consistent loss", ""): ("consistent-loss", {})} | OURS
 
 
 def CHECKPOINTS(scale: str) -> list[FineTuned]:

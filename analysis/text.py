@@ -36,14 +36,15 @@ TASKS = {"MR": ("mr_rt_polarity", "mr_rt_polarity", ("sentence",), "label"),
 ROWS = {"quick": (60, 20, 60), "small": (600, 200, 600)}
 """Training, validation and test examples."""
 NOISES = {"quick": (0.4,), "small": (0.2, 0.4)}
-SEEDS = {"quick": 2, "small": 5}
-FREE = {"radius": None}
-BALL = {"radius": 1.0, "head_radius": 1.0}
-SELF = {"threshold": 0.9, "temperature": 1.0, "correct_from": 10, "reweight_from": 5}
+SEEDS = {"quick": 2, "small": 4}
+SELF = {"threshold": 0.9, "temperature": 1.0, "correct_from": 4, "reweight_from": 2}
 METHODS = {
-    "plain": ("plain", {}), "early stopping": ("early-stopping", {"patience": 8}), "constraint": ("layer-ball", BALL),
-    "self-labeling": ("self-labeling", {**SELF, **FREE}), "both": ("self-labeling", {**SELF, **BALL}),
-    "consistent loss": ("consistent-loss", {}), "consistent loss + constraint": ("consistent-layer-ball", BALL)}
+    "plain": ("plain", {}), "early stopping": ("early-stopping", {"patience": 8}),
+    "constraint": ("layer-ball", {"radius": 0.5, "head_radius": 0.5}),
+    "self-labeling": ("self-labeling", {**SELF, "radius": None}),
+    "both": ("self-labeling", {**SELF, "radius": 2.0, "head_radius": 1.5}),
+    "consistent loss": ("consistent-loss", {}),
+    "consistent loss + constraint": ("consistent-layer-ball", {"radius": 2.0, "head_radius": 0.5})}
 SETTINGS = {"epochs": 20, "learning_rate": 1e-3, "schedule": "cosine", "device": "cpu"}
 WIDTH, HIDDEN = 384, 128
 BY, CLUSTER, AXES = "dataset", ("method", "dataset", "noise"), ("method", "dataset", "noise")

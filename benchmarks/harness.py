@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from genmeasure.engine import full_precision, get_device
+from genmeasure.engine import float32_products, get_device
 
 T = TypeVar("T")
 RESULTS = Path(__file__).with_name("results")
@@ -219,7 +219,7 @@ def main(name: str, description: str, comparisons: Mapping[str, Comparison],
         began = time.perf_counter()
         rows = []
         try:
-            with full_precision():  # for the other sides, too
+            with float32_products():  # for the other sides, too
                 for row in comparisons[chosen](setting):
                     rows.append({**recorded(row, setting.device), "comparison": f"{chosen}: {row.comparison}"})
                     say(f"  {rows[-1]['comparison']}: {row.ratio:,.3g}")

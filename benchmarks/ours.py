@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 from harness import Timed
 
 import genmeasure as gm
@@ -85,14 +84,9 @@ def forms(subject: Subject) -> Answer:
     own = fresh(subject)
     risk, moves = own.risk, {layer.name: own.displacement(layer) for layer in own.layers}
     taps = find_taps(risk)
-    linear = dict(zip(moves, linear_layers(risk, taps), strict=True))
-    straight, curved = ({k: v for k, v in moves.items() if linear[k] == flat} for flat in (True, False))
-    found = {}
-    if straight:
-        found.update(zip(moves, gauss_newton_forms(risk, moves, taps).double().T, strict=True))
-    if curved:
-        found.update(zip(curved, hessian_forms(risk, curved, taps).double().T, strict=True))
-    return Answer(torch.stack([found[k] for k in moves], 1), risk.passes)
+    linear = linear_layers(risk, taps)
+    found = gauss_newton_forms(risk, moves, taps) if all(linear) else hessian_forms(risk, moves, taps)
+    return Answer(found.double(), risk.passes)
 
 
 def eigenvalues(subject: Subject, count: int, rtol: float, seed: int, most: int) -> Answer:

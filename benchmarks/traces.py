@@ -131,7 +131,7 @@ def papers_recipe(setting: Setting) -> Iterator[Row]:
 def traces_of_encoder(setting: Setting) -> Iterator[Row]:
     """Total trace of a text encoder against PyHessian and the estimators of curvlinops."""
     for case in encoders(setting):
-        runs, equal, row = total_against_probes(case, setting, SMOOTH_RTOL, setting.of(6, 3))
+        runs, equal, row = total_against_probes(case, setting, SMOOTH_RTOL, setting.of(12, 3))
         yield row
         try:
             yield against_curvlinops(case, setting, runs["ours"], equal)

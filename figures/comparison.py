@@ -68,7 +68,7 @@ def forests(panels, table: pd.DataFrame, labels: dict[str, str], colours, marker
     for panel, (quantity, label) in zip(panels, labels.items(), strict=True):
         for place, (noise, colour, marker) in enumerate(zip(noises, colours, markers, strict=False)):
             part = table[table[by] == noise].set_index("method").reindex(methods)
-            heights = np.arange(len(methods)) + 0.2 * ((len(noises) - 1) / 2 - place)
+            heights = np.arange(len(methods)) + min(0.2, 0.8 / len(noises)) * ((len(noises) - 1) / 2 - place)
             middle, low, high = part[quantity], part[f"{quantity} low"], part[f"{quantity} high"]
             panel.errorbar(middle, heights, xerr=[middle - low, high - middle], fmt=marker, color=colour, ms=4, lw=1,
                            label=f"{name}{noise}")

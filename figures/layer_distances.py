@@ -54,7 +54,7 @@ def main() -> None:
                 ends = np.array([comparison.interval(wide[n]) for n in wide.columns]).T
                 panel.fill_between(wide.columns, ends[1], ends[2], color=colour, alpha=0.15, lw=0)
                 panel.plot(wide.columns, ends[0], color=colour, ls=line, marker=marker, ms=3, label=name)
-            panel.set(xlabel="layer", title=target, yscale="log")
+            panel.set(xlabel="layer", title=target, yscale="log", xticks=range(1, wide.columns.max() + 1, 3))
         panels[0][0].set_ylabel("‖W − W(start)‖ / ‖W(start)‖")
         figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=7)
     style.save(figure, "layer_distances")

@@ -17,7 +17,7 @@ def main() -> None:
     frame["task"] = frame["dataset"] + ", " + frame["noise"].map("{:.0%} flipped".format)
     table = comparison.table(frame, list(QUANTITIES), REFERENCE, by="task")
     with style.paper():
-        figure, panels = style.canvas(1, 2, width=1.15 * style.FULL, height=3.6, sharey=True)
+        figure, panels = style.canvas(1, 2, width=1.15 * style.FULL, height=4.4, sharey=True)
         comparison.forests(panels, table, {
             "test error": "test error (share of examples)", f"test error - {REFERENCE}": "minus plain training"},
             style.COLOURS, style.MARKERS, by="task", name="")

@@ -25,9 +25,9 @@ def main() -> None:
     names = [*quantities, "increase / training loss"]
     table = comparison.table(frame, names, REFERENCE, by="dataset")
     with style.paper():
-        figure, panels = style.canvas(1, 3, width=1.2 * style.FULL, height=2.3, sharey=True)
+        figure, panels = style.canvas(1, 3, width=1.25 * style.FULL, height=2.0, sharey=True)
         comparison.forests(panels, table, {
-            "training loss": "training loss", "loss at 0.01": "training loss with noise, σ = 0.01",
+            "training loss": "training loss", "loss at 0.01": "with noise, σ = 0.01",
             "increase at 0.01": "increase by noise, σ = 0.01"}, style.COLOURS, style.MARKERS, by="dataset", name="")
         for panel in panels:
             panel.set_xscale("log")

@@ -56,7 +56,7 @@ def audit(arguments: argparse.Namespace) -> int:
     files = SubjectFiles(arguments.name or Path(arguments.end).stem, arguments.model, arguments.start, arguments.end,
                          arguments.train, arguments.test, arguments.loss, arguments.device, arguments.dtype,
                          arguments.batch_size, arguments.head, rename=tuple(arguments.rename or ()),
-                         head_center=arguments.head_center, seed=arguments.seed)
+                         head_center=arguments.head_center, seed=arguments.seed, offload=arguments.offload)
     if arguments.plan is not None:
         return planned([files], requests(arguments.measure, arguments.seed), arguments)
     with joined(arguments.device) as engine:
@@ -344,7 +344,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", help="name of the subject; the end's file name if left out")
     sub.add_argument("--loss", default="cross-entropy", help="loss per example: cross-entropy, token-cross-entropy, "
                      "next-token-cross-entropy, binary-cross-entropy, squared, clamped-cross-entropy")
-    sub.add_argument("--dtype", default="float32", help="float32 or float64")
+    sub.add_argument("--dtype", default="float32", help="float32, float64, tf32 (products of 10 bits, on CUDA) or "
+                     "bfloat16 (passes through the model; for measures of forward passes alone)")
+    sub.add_argument("--offload", action="store_true", help="keep activations of Hessian products in the host's memory")
     sub.add_argument("--batch-size", type=int, default=64, help="examples per batch; fresh noise for every batch")
     sub.add_argument("--head", help="module path of the head; the layer that runs last if left out")
     sub.add_argument("--head-center", default="zero", help="where a head that the start lacks is measured from: zero, "

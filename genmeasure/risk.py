@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from genmeasure.engine import Engine
 from genmeasure.errors import InputError, second_derivative
 from genmeasure.layers import Layer, forward
 from genmeasure.losses import IGNORED, Loss
+from genmeasure.precision import FLOAT32, Precision
 from genmeasure.shared import Shared
 
 FORWARD, GRADIENT, HESSIAN_PRODUCT = 1.0, 3.0, 9.0
@@ -26,14 +28,19 @@ Weights = Mapping[str, Tensor]
 
 
 class _OfBatch(nn.Module):
-    """The model as a module that takes a batch, for `functional_call`."""
+    """The model as a module that takes a batch, for `functional_call`.
 
-    def __init__(self, model: nn.Module):
+    Its outputs leave in the dtype of the weights, so that no loss is computed in fewer bits.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision, device: torch.device):
         super().__init__()
-        self.model = model
+        self.model, self.precision, self.device = model, precision, device
 
     def forward(self, batch: Batch) -> Tensor:
-        return forward(self.model, batch)
+        with self.precision.autocast(self.device):
+            outputs = forward(self.model, batch)
+        return outputs if self.precision.passes is None else outputs.to(self.precision.weights)
 
 
 def scale(loss: Loss, data: Batches) -> float:
@@ -77,12 +84,13 @@ class Risk:
     Weights that are not given keep the model's values. The model is in evaluation mode and is never changed. Weights
     of a sharded model stay on their ranks (`checkpoints.sharded.whole` gathers one); no others can take their places.
     `passes` counts what was spent so far, in forward passes over the whole data set. shared: what is known of these
-    losses at the present weights; nothing yet by default.
+    losses at the present weights; nothing yet by default. precision: of passes through the model. offload: see
+    `saved`.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, layers: Sequence[Layer], batches: Batches, engine: Engine,
-                 shared: Shared | None = None):
-        self.model, self._model = model, _OfBatch(model)
+                 shared: Shared | None = None, precision: Precision = FLOAT32, offload: bool = False):
+        self.model, self.precision, self.offload = model, precision, offload
         self.loss, self.layers, self.batches, self.engine = loss, tuple(layers), batches, engine
         self.sharded = is_sharded(model)
         reshard(model)
@@ -91,11 +99,13 @@ class Risk:
         self.scale = scale(loss, batches)
         some = next(iter(self.weights.values()))
         self.device, self.dtype = some.device, some.dtype
+        self._model = _OfBatch(model, precision, self.device)
         self.shared = Shared() if shared is None else shared
 
     def restricted(self, layers: Sequence[Layer]) -> Risk:
         """The same risk as a function of these layers' weights alone; what it spends counts here as well."""
-        risk = Risk(self._model.model, self.loss, layers, self.batches, self.engine, self.shared)
+        risk = Risk(self.model, self.loss, layers, self.batches, self.engine, self.shared, self.precision,
+                    self.offload)
         risk.spend = self.spend
         return risk
 
@@ -201,6 +211,20 @@ class Risk:
                              f"{batch.index}){others}; check the inputs, or measure with --dtype float64")
         return values
 
+    def saved(self) -> contextlib.AbstractContextManager:
+        """Around a forward pass and the backward passes through which it is differentiated again: with `offload` the
+        host keeps what they need, and gives it back when they need it."""
+        return torch.autograd.graph.save_on_cpu() if self.offload else contextlib.nullcontext()
+
+    def check_precision(self) -> None:
+        """Raises `InputError` where passes are rounded too much for second derivatives and single examples' gradients.
+        """
+        if self.precision.passes is not None:
+            raise InputError(f"dtype={self.precision.name!r} came for second derivatives or gradients of single "
+                             "examples, which need more than the 8 bits of its passes through the model; measure with "
+                             "--dtype float32, or take a measure of forward passes alone, such as "
+                             "hessian-trace:route=forward")
+
     @functools.cached_property
     def twice_differentiable(self) -> bool:
         """True; raises `InputError` where the model holds a function marked with `once_differentiable`.
@@ -208,6 +232,7 @@ class Risk:
         torch leaves the second derivative through such a function out without a word where it also has other ways to
         the weights, so that a Hessian product would be wrong.
         """
+        self.check_precision()
         batch = self.place(next(iter(self.batches)).select(slice(1)))
         point = {k: w.detach().requires_grad_() for k, w in self.weights.items()}
         with second_derivative(), torch.enable_grad():
@@ -226,7 +251,7 @@ class Risk:
         batch = self.place(batch)
         self.spend(GRADIENT, len(batch))
         point = {k: w.clone().requires_grad_() for k, w in self.weights.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), self.saved():
             slopes = torch.autograd.grad(self.losses(point, batch).sum(), list(point.values()), materialize_grads=True)
         return dict(zip(point, slopes, strict=True))
 

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,11 +23,14 @@ from genmeasure import study
 from genmeasure.checkpoints.match import fingerprint
 from genmeasure.checkpoints.write import write
 from genmeasure.cli import main
+from genmeasure.curvature import memory
+from genmeasure.curvature.products import hessian_product
 from genmeasure.data.batches import Batches
-from genmeasure.engine import LocalEngine, full_precision
+from genmeasure.engine import LocalEngine, float32_products
 from genmeasure.engine import ranks as ranks_module
 from genmeasure.engine.ranks import Ranks
 from genmeasure.plan import peak
+from genmeasure.shared import Shared
 from genmeasure.study import Request
 from genmeasure.subject import Subject, SubjectFiles
 from genmeasure.training.loop import fine_tune
@@ -112,7 +116,7 @@ def test_products_have_the_precision_of_float32_whatever_the_user_set(precision)
         for place in places:
             place.fp32_precision = precision
         outside = error(), product_error()
-        with full_precision():
+        with float32_products():
             assert max(error(), product_error()) < 2e-6
         assert (error(), product_error()) == pytest.approx(outside, rel=0.5)
         assert [place.fp32_precision for place in places] == [precision] * 2
@@ -120,6 +124,45 @@ def test_products_have_the_precision_of_float32_whatever_the_user_set(precision)
     finally:
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
+
+
+def off_by(network: str, request_: Request, dtype: str) -> float:
+    """The largest difference of readings in this precision to those in float64, relative to the largest of these."""
+    found, exact = (study.read(contract.fresh(network, device=DEVICE, dtype=d), request_) for d in (dtype, "float64"))
+    return (found["value"] - exact["value"]).abs().max() / exact["value"].abs().max()
+
+
+NOISE = Request("noise-stability", {"sigmas": (0.1, 0.3), "max_passes": 1})
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16"])
+def test_fewer_bits_change_little(network, dtype):
+    assert off_by(network, Request("gap"), dtype) <= 0.02
+    assert off_by(network, NOISE, dtype) <= 0.1
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_tf32_takes_derivatives(network):
+    assert off_by(network, Request("hessian-trace", {"route": "hutchinson", "max_passes": 4}), "tf32") <= 0.05
+
+
+def test_vectors_that_the_host_keeps_give_the_same_eigenvalues(monkeypatch, caplog):
+    request_ = Request("hessian-top", {"k": 2, "max_products": 20})
+    expected = study.read(contract.fresh("smooth", device=DEVICE, dtype="float64"), request_)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0 if device.type == DEVICE else 2**30)
+    with caplog.at_level("INFO", "genmeasure"):
+        found = study.read(contract.fresh("smooth", device=DEVICE, dtype="float64"), request_)
+    assert "bytes on cpu" in caplog.text
+    same_readings(found, expected, rel=1e-8, drawn=1e-6)
+
+
+def test_activations_that_the_host_keeps_give_the_same_products():
+    subject = shared("residual", DEVICE)
+    plain, offloaded = (replace(subject, shared=Shared(), offload=offload).risk for offload in (False, True))
+    vectors = {k: torch.ones_like(w) for k, w in plain.weights.items()}
+    expected, found = hessian_product(plain, vectors), hessian_product(offloaded, vectors)
+    assert all(torch.allclose(found[k], expected[k], rtol=1e-10, atol=1e-12) for k in expected)
 
 
 class Attending(nn.Module):

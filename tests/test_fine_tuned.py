@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+import torch
 
 from genmeasure import fine_tuned
+from genmeasure.checkpoints.build import build
 from genmeasure.checkpoints.read import read
 from genmeasure.checkpoints.write import write
 from genmeasure.cli import main
@@ -117,6 +119,20 @@ def test_what_is_lacking_is_said(tmp_path, wanted):
     assert [s.split(":")[0].split()[0] for s in said] == ["model", "start", "data"]
     assert "install it, or name a file as in path/to/file.py:function" in said[0]
     assert said[1].endswith("download it, or give its path")
+
+
+def test_a_start_that_is_drawn(tmp_path, wanted):
+    """The file holds what the model draws with the seed, and the training begins there."""
+    start = tmp_path / "drawn" / "start.safetensors"
+    drawn = replace(wanted[1], start=str(start), drawn=True, settings=replace(SETTINGS, learning_rate=0.0, seed=3))
+    assert lacking([drawn]) == []
+    assert lacking([replace(drawn, drawn=False)])[0].endswith("download it, or give its path")
+    make([drawn], device="cpu")
+    expected = dict(build(drawn.model, seed=3).named_parameters())
+    for path in (start, drawn.end):
+        found = read(path).tensors
+        for name, parameter in expected.items():
+            torch.testing.assert_close(found[name], parameter.detach(), rtol=0, atol=0)
 
 
 STUDY = '''

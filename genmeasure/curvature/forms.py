@@ -12,6 +12,7 @@ from torch.func import grad, jvp
 from genmeasure.curvature.gauss_newton import CHUNK, along, vmap_examples
 from genmeasure.curvature.higher_order import directional, written_out
 from genmeasure.curvature.lanczos import Tridiagonal, lanczos
+from genmeasure.curvature.padding import positions
 from genmeasure.curvature.tangents import in_parts, second_derivatives
 from genmeasure.curvature.taps import SHARE, Probe, Taps, example_operator
 from genmeasure.data.batches import Batch
@@ -37,7 +38,7 @@ def hessian_forms(risk: Risk, vectors: Mapping[str, Tensor], taps: Taps | None =
     def forms(batch: Batch) -> Tensor:
         parts = in_parts(risk, taps, batch, len(vectors))
         found = [second_derivatives(risk, taps, part, probes, risk.losses_of)[1] for part in parts]
-        return torch.cat(found)[torch.cat([part.rows for part in parts]).argsort()]
+        return torch.cat(found)[positions(parts)]
     return risk.engine.examples(forms, risk.batches)
 
 

@@ -18,7 +18,7 @@ from torch.func import vjp, vmap
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import directional, first_derivative
-from genmeasure.curvature.pieces import made_of_linear_pieces
+from genmeasure.curvature.piecewise import structure
 from genmeasure.curvature.survey import Survey, negligible, output_hessian, survey
 from genmeasure.curvature.tangents import second_derivatives
 from genmeasure.curvature.taps import Probe, Taps, find_taps, slopes_along
@@ -47,7 +47,7 @@ def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples:
     examples' outputs, in a random combination, along one random direction per layer: zero where they are, and almost
     surely not zero otherwise.
     """
-    if made_of_linear_pieces(risk):
+    if structure(risk).linear:
         return (True,) * len(risk.layers)
     batch = risk.place(next(iter(risk.batches)).select(slice(examples)))
     draws = generator("linear layers", seed)
@@ -74,7 +74,7 @@ def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples:
 
 def piecewise_linear(risk: Risk) -> bool:
     """Whether the outputs are piecewise linear in each layer's weights alone."""
-    return made_of_linear_pieces(risk) or all(linear_layers(risk, find_taps(risk)))
+    return structure(risk).linear or all(linear_layers(risk, find_taps(risk)))
 
 
 @torch.no_grad()

@@ -198,14 +198,25 @@ class Interpolation:
         told[:len(whole)] += len(told) / len(whole) * (residuals - missed)
         return told + missed
 
+    def settled(self, whole: Tensor, allowed: Tensor) -> bool:
+        """Whether what it misses is known well enough from draws [n, k] at all sigmas, so that none more are needed.
+
+        Draws at the nodes change neither its variance nor how well that is known: where few of the draws carry it, it
+        must be small enough for the standard errors to be believed all the same.
+        """
+        squares = (whole - whole[:, self.nodes] @ self.weights)
+        squares = (squares - squares.mean(0)).square()
+        missed = squares.sum(0) / (len(whole) - 1) / len(whole)
+        few = degrees_of_freedom(squares) < MIN_DEGREES_OF_FREEDOM
+        return bool((missed <= torch.where(few, 0.5 / DOUBT, SHARE) * allowed).all())
+
     def draws_for(self, whole: Tensor, allowed: Tensor) -> float:
         """Draws at the nodes, `whole` among them, that make the variances of the means `allowed` [k]; inf if none."""
-        n = len(whole)
-        told = whole[:, self.nodes] @ self.weights
-        missed = (whole - told).var(0) / n
-        if not (missed <= SHARE * allowed).all():
+        if not self.settled(whole, allowed):
             return math.inf
-        return max(n, (told.var(0) / (allowed - missed)).nan_to_num(0.0).max().item())
+        told = whole[:, self.nodes] @ self.weights
+        missed = (whole - told).var(0) / len(whole)
+        return max(len(whole), (told.var(0) / (allowed - missed)).nan_to_num(0.0).max().item())
 
 
 @dataclass(frozen=True)
@@ -366,15 +377,22 @@ def noise_curve(risk: Risk, sample: Sample, sigmas: Sequence[float], *, layers: 
 
 
 def drawn_curve(draw: Callable[..., Tensor], sigmas: Sequence[float], limit: int, rtol: float, atol: float) -> Curve:
-    """The curve of draws `draw(start, stop, at)` [stop - start, len(at)], at all sigmas and then at the cheapest."""
-    first = draw(0, min(limit, FIRST_GROUPS), sigmas)
-    way = cheapest(first, sigmas, allowed(Curve(first), rtol, atol))
-    part = [first.new_zeros(0, len(way.nodes))]
+    """The curve of draws `draw(start, stop, at)` [stop - start, len(at)], at all sigmas and then at the cheapest.
+
+    All sigmas again where the values have come out so much smaller that what interpolation misses is no longer little.
+    """
+    whole = [draw(0, min(limit, FIRST_GROUPS), sigmas)]
+    way = cheapest(whole[0], sigmas, allowed(Curve(whole[0]), rtol, atol))
+    part = [whole[0].new_zeros(0, len(way.nodes))]
 
     def completed(start: int, stop: int) -> Tensor:
-        if stop > len(first):
-            part.append(draw(max(start, len(first)), stop, [sigmas[i] for i in way.nodes]))
-        return way.completed(first, torch.cat(part))
+        if start:
+            wanted = allowed(Curve(way.completed(torch.cat(whole), torch.cat(part))), rtol, atol)
+            if way.settled(torch.cat(whole), wanted):
+                part.append(draw(start, stop, [sigmas[i] for i in way.nodes]))
+            else:
+                whole.append(draw(start, stop, sigmas))
+        return way.completed(torch.cat(whole), torch.cat(part))
     return until_precise(completed, limit, rtol, atol)
 
 

@@ -5,6 +5,7 @@ A batch need be no longer than its longest sequence, so those of like length are
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,8 @@ from genmeasure.risk import FORWARD, Risk
 
 CLOSE = 2e-5
 """Of the largest output: rounding stays below it when padding is cut off. Outputs of fewer digits are left alone."""
+TOGETHER = 16
+"""Examples of like length that are taken at a time where memory sets no limit."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Padding:
 
     def lengths(self, batch: Batch) -> Tensor:
         """Columns in front of the padding, at least one, [b]."""
-        pads = (_columns(batch) == self.column[:, None]).all(1)
+        columns = _columns(batch)
+        pads = (columns == self.column.to(columns.device)[:, None]).all(1)
         return (pads.shape[1] - pads.flip(1).int().cumprod(1).sum(1)).clamp(min=1)
 
     def cut(self, batch: Batch) -> Batch:
@@ -34,10 +38,39 @@ class Padding:
         return replace(batch, inputs=map_tensors(batch.inputs, lambda t: t[..., :length]))
 
 
-def lengths(risk: Risk, batch: Batch) -> Tensor:
-    """Of every example's sequence, [b]; ones where nothing can be cut off."""
+def by_length(risk: Risk, batch: Batch, most: Callable[[int], int] | None = None) -> list[Batch]:
+    """The examples, the longest sequences first, in parts without the padding that none of a part needs.
+
+    most: how many examples to a part whose sequences have at most some length, 1 where nothing pads. Without it the
+    whole batch where nothing pads.
+    """
     found = find_padding(risk)
-    return torch.ones(len(batch), dtype=torch.int64) if found is None else found.lengths(batch).cpu()
+    if found is None:
+        return batch.split(most(1)) if most else [batch]
+    own = found.lengths(batch).cpu()
+    order, parts = own.argsort(descending=True, stable=True), []
+    while len(order):
+        here, order = order.tensor_split([most(int(own[order[0]])) if most else TOGETHER])
+        parts.append(found.cut(batch.select(here)))
+    return parts
+
+
+def outputs(risk: Risk, batch: Batch) -> Tensor:
+    """The network's outputs [b, ...]."""
+    numbered = replace(batch, rows=torch.arange(len(batch)))
+    parts = by_length(risk, numbered)
+    return torch.cat([risk.outputs({}, part) for part in parts])[positions(parts)]
+
+
+def positions(parts: Iterable[Batch]) -> Tensor:
+    """Where the examples of `parts`, one after the other, are in the order of their `rows`."""
+    return torch.cat([part.rows for part in parts]).argsort()
+
+
+def length(risk: Risk, batch: Batch) -> int:
+    """Of the longest sequence; 1 where nothing pads."""
+    found = find_padding(risk)
+    return 1 if found is None else int(found.lengths(batch).max())
 
 
 def cut(risk: Risk, batch: Batch) -> Batch:
@@ -71,8 +104,8 @@ def _find_padding(risk: Risk) -> Padding | None:
         return None
     risk.spend(2 * FORWARD, len(batch))
     whole = risk.outputs({}, risk.place(batch))
-    for length in own.unique():
-        rows = (own == length).nonzero().squeeze(1)
+    for each in own.unique():
+        rows = (own == each).nonzero().squeeze(1)
         some = risk.outputs({}, risk.place(found.cut(batch.select(rows))))
         there = whole[rows.to(whole.device)]
         if some.shape != there.shape or (some - there).abs().max() > CLOSE * whole.abs().max():

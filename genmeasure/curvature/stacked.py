@@ -66,16 +66,20 @@ class Convolutions(TorchFunctionMode):
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
             groups: int = 1) -> Tensor:
-    """As `torch.conv2d`; x [batch, in, height, width], weight [out, in, height, width]."""
-    if groups != 1 or isinstance(padding, str) or x.dim() != 4:
+    """As `torch.conv2d`; x [batch, in, height, width], weight [out, in, height, width].
+
+    Patches are views, copied at once: `F.unfold` takes one example after the other on a GPU.
+    """
+    stride, padding, dilation = (v if isinstance(v, (tuple, list, str)) else (v, v)
+                                 for v in (stride, padding, dilation))
+    if groups != 1 or isinstance(padding, str) or tuple(dilation) != (1, 1) or x.dim() != 4:
         with torch._C.DisableTorchFunction():
             return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    kernel = weight.shape[2:]
-    stride, padding, dilation = (v if isinstance(v, (tuple, list)) else (v, v) for v in (stride, padding, dilation))
-    height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in
-                     zip(x.shape[2:], padding, dilation, kernel, stride, strict=True))
-    patches = F.unfold(x, kernel, dilation, padding, stride)
-    out = (weight.flatten(1) @ patches).reshape(len(x), len(weight), height, width)
+    (kh, kw), (sh, sw), (ph, pw) = weight.shape[2:], stride, padding
+    patches = F.pad(x, (pw, pw, ph, ph)).unfold(2, kh, sh).unfold(3, kw, sw)  # [batch, in, rows, columns, kh, kw]
+    rows, columns = patches.shape[2:4]
+    patches = patches.permute(0, 1, 4, 5, 2, 3).reshape(len(x), -1, rows * columns)
+    out = (weight.flatten(1) @ patches).reshape(len(x), len(weight), rows, columns)
     return out if bias is None else out + bias[:, None, None]
 
 
@@ -121,6 +125,6 @@ def takes_copies(risk: Risk, layers: Sequence[Layer], some: Batch) -> bool:
         except Exception as error:  # a model may do anything that vmap does not take
             log.info("one perturbed copy at a time, since vmap does not run this model: %s", error)
             return False
-        close = 1e-2 * expected.abs().max().item()
+        close = risk.precision.kernels * expected.abs().max().item()
         return bool(torch.allclose(found.flatten(0, 1), expected, rtol=0, atol=close, equal_nan=True))
     return risk.shared.remember(f"takes copies of {[layer.name for layer in layers]}", attempt)

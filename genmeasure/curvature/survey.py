@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import hessian, vmap
 
+from genmeasure.curvature import padding
 from genmeasure.data.batches import Batch
 from genmeasure.risk import FORWARD, Risk
 
@@ -121,7 +122,7 @@ def _survey(risk: Risk) -> Survey | None:
     def rows(batch: Batch) -> Tensor:
         batch = risk.place_for_speed(batch)
         risk.spend(FORWARD, len(batch))
-        outputs = risk.outputs({}, batch).double()
+        outputs = padding.outputs(risk, batch).double()
         risk.checked(risk.loss(outputs, batch.targets), batch, "loss")
         with torch.enable_grad():
             point = outputs.detach().requires_grad_()

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import written_out
-from genmeasure.curvature.padding import cut, lengths
+from genmeasure.curvature.padding import by_length, cut, length
 from genmeasure.curvature.taps import (
     AGREEMENT,
     SHARE,
@@ -612,14 +612,8 @@ def second_derivatives(risk: Risk, taps: Taps, batch: Batch, probes: Mapping[str
 def in_parts(risk: Risk, taps: Taps, batch: Batch, layers: int) -> list[Batch]:
     """The examples of a batch, the longest sequences first, in parts as `second_derivatives` of that many layers likes
     them; the parts' `rows` tell which are where."""
-    found, own = find_tangents(risk, taps), lengths(risk, batch)
-    order, parts = own.argsort(descending=True, stable=True), []
-    while len(order):
-        most = max(1, max(risk.batches.lengths) // SHARE) if found is None else found.examples(
-            risk, layers, int(own[order[0]]))
-        parts.append(cut(risk, batch.select(order[:most])))
-        order = order[most:]
-    return parts
+    found, most = find_tangents(risk, taps), max(1, max(risk.batches.lengths) // SHARE)
+    return by_length(risk, batch, lambda n: most if found is None else found.examples(risk, layers, n))
 
 
 def find_tangents(risk: Risk, taps: Taps | None) -> Tangents | None:
@@ -649,8 +643,8 @@ def _find_tangents(risk: Risk, taps: Taps) -> Tangents | None:
             run = _recorded(risk, batch)
     except NoRuleError:
         return None
-    largest = max(t.numel() for step in run.steps for t in step.outputs) // PROBED
-    found = Tangents(taps, max(1, largest), int(lengths(risk, batch).max()), {})
+    largest = max((t.numel() for step in run.steps for t in step.outputs), default=0) // PROBED
+    found = Tangents(taps, max(1, largest), length(risk, batch), {})
     found.known[run.path] = _look(risk, taps, batch, found, run.path, whole)
     return None if found.known[run.path] is None else found
 

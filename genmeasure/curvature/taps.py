@@ -271,6 +271,7 @@ def find_taps(risk: Risk) -> Taps | None:
     Found by running three examples and following each one's gradient; the per-example gradients that come of it are
     checked against automatic differentiation.
     """
+    risk.check_precision()
     first = next(iter(risk.batches))
     batch = risk.place(first.select(torch.arange(3) % len(first)))
     names, calls, deltas, features = [], [], [], {}

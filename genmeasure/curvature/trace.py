@@ -14,6 +14,7 @@ from torch import Tensor
 from genmeasure.curvature.draws import batch_generator, generator, rademacher
 from genmeasure.curvature.gauss_newton import linear_layers, untapped_squared_gradients
 from genmeasure.curvature.other_tools import pyhessian_probes
+from genmeasure.curvature.padding import by_length, positions
 from genmeasure.curvature.products import batch_hessian_product
 from genmeasure.curvature.sampling import (
     Total,
@@ -241,15 +242,17 @@ class Pairs:
         """|d(u . f(x)) / dW_i|^2 [pairs, layers] of pairs in the order of their examples."""
         examples, place = self.examples[pairs].unique_consecutive(return_inverse=True)
         if len(pairs) <= 2 * len(examples):  # repeating an example costs less than idle directions of its neighbours
-            batches = self.risk.batches.gather(self.examples[pairs])
-            return self.risk.engine.examples(lambda b: self._of(b, pairs[b.rows][None])[0], batches).double()
+            return self._measured(self.examples[pairs], lambda b: self._of(b, pairs[b.rows][None])[0])
         most = int(place.bincount().max())
         table = torch.full((most, len(examples)), -1)
         rank = torch.arange(len(pairs)) - torch.searchsorted(place, place)
         table[rank, place] = pairs
-        batches = self.risk.batches.gather(examples)
-        found = self.risk.engine.examples(lambda b: self._of(b, table[:, b.rows]).transpose(0, 1), batches).double()
-        return found[place, rank]
+        return self._measured(examples, lambda b: self._of(b, table[:, b.rows]).transpose(0, 1))[place, rank]
+
+    def _measured(self, examples: Tensor, of: Callable[[Batch], Tensor]) -> Tensor:
+        """What `of` says of these examples, ascending."""
+        parts = [part for batch in self.risk.batches.gather(examples) for part in by_length(self.risk, batch)]
+        return self.risk.engine.examples(of, parts).double()[positions(parts)]
 
     def _of(self, batch: Batch, pairs: Tensor) -> Tensor:
         """[D, b, layers] for pairs [D, b], -1 where an example has none."""
@@ -294,8 +297,7 @@ class Stages:
         for start in range(0, count, GATHERED):
             batches = self.risk.batches.gather(sample[start:start + GATHERED])
             parts = [replace(part, rows=part.rows + start) for batch in batches for part in cut(batch)]
-            order = torch.cat([part.rows for part in parts]).argsort()
-            values.append(self.risk.engine.examples(evaluate, parts).double()[order])
+            values.append(self.risk.engine.examples(evaluate, parts).double()[positions(parts)])
         found = paired_mean(torch.cat(values) * weights[:, None])
         self._stages.append((places, count, found))
         self.counts[places] += count

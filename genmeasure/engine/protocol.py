@@ -138,8 +138,8 @@ def stacking(fn: Callable[[Batch], Tensor]) -> Fitted:
 
 
 @contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Products of float32 numbers as exact as float32 is.
+def float32_products(precision: str = "ieee") -> Iterator[None]:
+    """Products of float32 numbers as exact as float32 is (`ieee`), or of factors rounded to 10 bits (`tf32`).
 
     By default cuDNN rounds the factors of its convolutions to the 10 bits of TF32, which hides what little noise does
     to a loss; matrix products do so where the user asked for it.
@@ -148,11 +148,11 @@ def full_precision() -> Iterator[None]:
     before = [place.fp32_precision for place in places]
     try:
         for place in places:
-            place.fp32_precision = "ieee"
+            place.fp32_precision = precision
         yield
     finally:
-        for place, precision in zip(places, before, strict=True):
-            place.fp32_precision = precision
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
 
 
 def get_device(name: str) -> torch.device:

@@ -7,7 +7,7 @@ from torch import nn
 import genmeasure as gm
 from genmeasure.curvature import padding, tangents
 from genmeasure.curvature.forms import hessian_forms
-from genmeasure.curvature.padding import cut, find_padding, lengths
+from genmeasure.curvature.padding import cut, find_padding, length
 from genmeasure.curvature.taps import find_taps
 from genmeasure.curvature.trace import block_traces
 
@@ -61,8 +61,8 @@ def make(model=Reader, longest=9):
         torch.manual_seed(0)
         net, start = model(), model()
     x = torch.zeros(len(LENGTHS), 2, longest, dtype=torch.int64)
-    for row, length in zip(x, LENGTHS, strict=True):
-        row[0, :length], row[1, :length] = torch.randint(1, 7, (length,), generator=draws), 1
+    for row, words in zip(x, LENGTHS, strict=True):
+        row[0, :words], row[1, :words] = torch.randint(1, 7, (words,), generator=draws), 1
     y = torch.randint(0, 3, (len(x),), generator=draws)
     return gm.subject(net, start, [(x[:4], y[:4]), (x[4:], y[4:])], dtype="float64", device="cpu")
 
@@ -70,8 +70,8 @@ def make(model=Reader, longest=9):
 def test_sequences_end_where_padding_begins():
     s = make()
     first, second = s.risk.batches
-    assert lengths(s.risk, first).tolist() == list(LENGTHS[:4])
-    assert lengths(s.risk, second).tolist() == list(LENGTHS[4:])
+    assert find_padding(s.risk).lengths(first).tolist() == list(LENGTHS[:4])
+    assert find_padding(s.risk).lengths(second).tolist() == list(LENGTHS[4:])
     short = cut(s.risk, second.select(slice(2)))
     assert short.inputs[0].shape == (2, 2, 4)
     assert torch.equal(s.risk.outputs({}, short)[:, 0] != 0, torch.tensor([True, True]))
@@ -83,7 +83,7 @@ def test_padding_that_counts_stays(model):
     assert find_padding(s.risk) is None
     batch = next(iter(s.risk.batches))
     assert cut(s.risk, batch) is batch
-    assert lengths(s.risk, batch).tolist() == [1] * len(batch)
+    assert length(s.risk, batch) == 1
 
 
 def test_no_padding_where_no_sequence_is_shorter():
@@ -119,3 +119,11 @@ def test_less_is_carried(monkeypatch):
     s = make()
     hessian_forms(s.risk, {x.name: s.displacement(x) for x in s.layers}, find_taps(s.risk))
     assert {batch.inputs[0].shape[-1] for batch in carried} > {9}
+
+
+def test_outputs_come_in_their_order(monkeypatch):
+    monkeypatch.setattr(padding, "TOGETHER", 2)
+    s = make()
+    assert find_padding(s.risk) is not None
+    for batch in s.risk.batches:
+        assert torch.allclose(padding.outputs(s.risk, batch), s.risk.outputs({}, batch), rtol=1e-12)

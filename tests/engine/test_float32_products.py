@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import genmeasure as gm
-from genmeasure.engine import full_precision
+from genmeasure.engine import float32_products
 
 PLACES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
 
@@ -42,7 +42,7 @@ def as_set() -> tuple:
             torch.backends.cudnn.allow_tf32, *(place.fp32_precision for place in PLACES))
 
 
-def test_readings_are_made_in_full_precision(chosen):
+def test_readings_are_made_in_float32_products(chosen):
     before, model = as_set(), Listening()
     subject = gm.subject(model, model, small.batches(), device="cpu")
     Listening.heard.clear()
@@ -53,6 +53,6 @@ def test_readings_are_made_in_full_precision(chosen):
 
 def test_an_error_leaves_what_was_set(chosen):
     before = as_set()
-    with pytest.raises(KeyError), full_precision():
+    with pytest.raises(KeyError), float32_products():
         raise KeyError
     assert as_set() == before
