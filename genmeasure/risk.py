@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from genmeasure.checkpoints.sharded import WHOLE, is_sharded, reshard
 from genmeasure.data.batches import Batch, Batches, map_tensors
 from genmeasure.engine import Engine
 from genmeasure.errors import InputError, second_derivative
@@ -80,7 +81,8 @@ class Risk:
     the mean number of tokens of a sequence, so that the mean over examples is the mean over all tokens of the data set,
     whatever the batches.
 
-    Weights that are not given keep the model's values. The model is in evaluation mode and is never changed.
+    Weights that are not given keep the model's values. The model is in evaluation mode and is never changed. Weights
+    of a sharded model stay on their ranks (`checkpoints.sharded.whole` gathers one); no others can take their places.
     `passes` counts what was spent so far, in forward passes over the whole data set. shared: what is known of these
     losses at the present weights; nothing yet by default. precision: of passes through the model. offload: see
     `saved`.
@@ -90,6 +92,8 @@ class Risk:
                  shared: Shared | None = None, precision: Precision = FLOAT32, offload: bool = False):
         self.model, self.precision, self.offload = model, precision, offload
         self.loss, self.layers, self.batches, self.engine = loss, tuple(layers), batches, engine
+        self.sharded = is_sharded(model)
+        reshard(model)
         self.weights: dict[str, Tensor] = {x.name: model.get_parameter(x.parameter).detach() for x in layers}
         self._paths = {x.name: f"model.{x.parameter}" for x in layers}
         self.scale = scale(loss, batches)
@@ -147,11 +151,22 @@ class Risk:
         return torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
     def outputs(self, weights: Weights, batch: Batch) -> Tensor:
-        """[batch, classes], or [batch, ...] as the loss takes them; not scaled."""
+        """[batch, classes], or [batch, ...] as the loss takes them; not scaled.
+
+        Raises `InputError` for weights that should replace those of a sharded model.
+        """
+        if self.sharded:
+            if weights:
+                raise InputError("the weights of a sharded model cannot be replaced, nor differentiated by; take what "
+                                 f"needs forward passes alone, or {WHOLE}")
+            with torch.inference_mode(False), torch.no_grad():  # what it gathers into must serve training afterwards
+                return forward(self.model, batch)
         return functional_call(self._model, {self._paths[k]: w for k, w in weights.items()}, (batch,))
 
     def outputs_of_state(self, state: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """As `outputs`, with any parameters and buffers replaced, by their paths in the state dict."""
+        if self.sharded:
+            return self.outputs(state, batch)
         return functional_call(self._model, {f"model.{k}": t for k, t in state.items()}, (batch,))
 
     def losses(self, weights: Weights, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from genmeasure.checkpoints.sharded import whole
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.memory import SHARE as MEMORY
 from genmeasure.curvature.memory import free_bytes
@@ -64,10 +65,11 @@ class Spreads:
                              f"negative for each, in the order {', '.join(names)}")
         found = {}
         for name, factor in zip(names, self.factors or (1.0,) * len(names), strict=True):
-            weight = risk.weights[name]
             if self.covariance == "isotropic":
                 found[name] = factor
-            elif self.covariance == "norm":
+                continue
+            weight = whole(risk.weights[name])
+            if self.covariance == "norm":
                 found[name] = factor * weight.double().square().mean().sqrt().item()
             else:
                 found[name] = factor * weight.abs()
@@ -110,7 +112,8 @@ class Noise:
     def _drawn(self, place: int) -> Tensor:
         layer = self.layers[place]
         weight = self.weights[layer.name]
-        found = torch.randn(weight.shape, generator=generator("noise", *self.numbers, place)).to(weight)
+        found = torch.randn(weight.shape, generator=generator("noise", *self.numbers, place))
+        found = found.to(weight.device, weight.dtype)
         return found.mul_(self.spreads[layer.name])
 
 

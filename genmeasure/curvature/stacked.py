@@ -24,8 +24,9 @@ HELD, MOST_COPIES = 2**27, 512
 
 
 def copies_at_once(risk: Risk, layers: Sequence[Layer]) -> int:
-    """How many copies of the layers run together; 1 on a CPU, which one copy keeps busy, and for large models."""
-    if risk.device.type != "cuda":
+    """How many copies of the layers run together; 1 on a CPU, which one copy keeps busy, and for large models, as
+    sharded ones are."""
+    if risk.device.type != "cuda" or risk.sharded:
         return 1
     return max(1, min(MOST_COPIES, HELD // sum(risk.weights[layer.name].numel() for layer in layers)))
 
