@@ -2,8 +2,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 WORKERS ?= 2
+STUDIES := digits self_labeling
+PACK_STUDIES := resnet20_noise measure_vs_gap_conv measure_vs_gap_resnet measure_vs_gap_text bound_comparison \
+    noise_stability_vs_hessian six_times layer_distances three_starts regularization few_shot text label_noise nso
+FIGURES := digits label_noise self_labeling nso resnet20_noise measure_vs_gap bound_comparison \
+    noise_stability_vs_hessian six_times layer_distances three_starts regularization few_shot text
 
-.PHONY: demo test test-all check bench figures clean
+.PHONY: demo test test-all check bench studies figures clean
 
 # Everything a fresh machine needs; torch first, so that no other package picks its version.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -29,15 +34,20 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/curvature.py
 
-# Studies first; what they have measured before is used again. One of them needs the data pack.
+# Runs what has no readings yet, or has changed; hours on two cores. Some need the data pack.
+studies: $(INSTALLED)
+	for study in $(STUDIES); do $(BIN)/genmeasure run analysis/$$study.py --out out/$$study || exit 1; done
+	if $(BIN)/genmeasure data path aka_resnet20 >/dev/null; then for study in $(PACK_STUDIES); do \
+	    $(BIN)/genmeasure run analysis/$$study.py --out out/$$study || exit 1; done; \
+	else echo "left out, because the data pack is not here: $(PACK_STUDIES)"; fi
+
+# Redraws from readings that are there, of a study or of several that begin with its name; without torch.
 figures: $(INSTALLED)
-	for study in digits label_noise self_labeling nso; do \
-	    $(BIN)/genmeasure run analysis/$$study.py --out out/$$study && $(BIN)/python figures/$$study.py || exit 1; \
+	for figure in $(FIGURES); do \
+	    if ls out/$$figure/readings.csv out/$${figure}_*/readings.csv >/dev/null 2>&1; then \
+	        $(BIN)/python figures/$$figure.py || exit 1; \
+	    else echo "figures/$$figure.py is left out: its study has no readings in out; make studies takes them"; fi; \
 	done
-	if $(BIN)/genmeasure data path aka_resnet20 >/dev/null; then \
-	    $(BIN)/genmeasure run analysis/resnet20_noise.py --out out/resnet20_noise && \
-	    $(BIN)/python figures/resnet20_noise.py; \
-	else echo "figures/resnet20_noise.py is left out: without the data pack there is no aka_resnet20"; fi
 
 clean:
 	rm -rf .venv out

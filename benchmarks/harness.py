@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from genmeasure.engine import get_device
+from genmeasure.engine import float32_products, get_device
 
 T = TypeVar("T")
 RESULTS = Path(__file__).with_name("results")
@@ -58,6 +58,7 @@ class Setting:
     quick: bool
     most_examples: int | None = None
     most_repeats: int | None = None
+    minutes: float | None = None
 
     def of(self, full: T, quick: T) -> T:
         """The size of a full or a quick run."""
@@ -196,6 +197,7 @@ def parser(description: str, comparisons: Mapping[str, Comparison]) -> argparse.
     result.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU, for both sides")
     result.add_argument("--examples", type=int, help="at most so many examples in every comparison")
     result.add_argument("--repeats", type=int, help="runs of each side; medians are shown")
+    result.add_argument("--minutes", type=float, help="of each comparison, where the script keeps to them (gpu.py)")
     result.add_argument("--only", nargs="+", metavar="NAME", help="only these comparisons; other rows are kept")
     result.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV")
     return result
@@ -210,17 +212,18 @@ def main(name: str, description: str, comparisons: Mapping[str, Comparison],
     if unknown:
         options.error(f"there is no comparison {sorted(unknown)[0]!r}; choose from {', '.join(comparisons)}")
     torch.set_num_threads(given.threads)
-    setting = Setting(get_device(given.device), given.quick, given.examples, given.repeats)
+    setting = Setting(get_device(given.device), given.quick, given.examples, given.repeats, given.minutes)
     path, shown, failures = given.out / f"{name}-{setting.device.type}.csv", [], []
     for chosen in given.only or comparisons:
         say(f"{chosen}:")
         began = time.perf_counter()
         rows = []
         try:
-            for row in comparisons[chosen](setting):
-                rows.append({**recorded(row, setting.device), "comparison": f"{chosen}: {row.comparison}"})
-                say(f"  {rows[-1]['comparison']}: {row.ratio:,.3g}")
-                write(merged(read(path), chosen, rows, list(comparisons)), path)
+            with float32_products():  # for the other sides, too
+                for row in comparisons[chosen](setting):
+                    rows.append({**recorded(row, setting.device), "comparison": f"{chosen}: {row.comparison}"})
+                    say(f"  {rows[-1]['comparison']}: {row.ratio:,.3g}")
+                    write(merged(read(path), chosen, rows, list(comparisons)), path)
         except Skipped as reason:
             say(f"  left out: {reason}")
         except Exception:  # a long run goes on; the exit status and the last lines tell

@@ -17,7 +17,7 @@ import ours
 import torch
 from encoders import encoder
 from harness import Row, Setting, Skipped, say
-from networks import Case, piecewise_linear
+from networks import Case, piecewise_linear, vision_transformer
 from torch import nn
 
 from genmeasure.data.batches import Batch
@@ -26,7 +26,8 @@ from genmeasure.risk import GRADIENT
 
 RTOL = 0.5
 """The first sample takes as much memory as those that follow."""
-CASES: dict[str, Callable[[int, str], Case]] = {"relu": piecewise_linear, "encoder": encoder}
+CASES: dict[str, Callable[[int, str], Case]] = {"relu": piecewise_linear, "encoder": encoder,
+                                                "vit": vision_transformer}
 SIDES = ("trace", "step")
 MEBIBYTE = 2**20
 AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -36,20 +37,21 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def memory(setting: Setting) -> Iterator[Row]:
     """Memory above the level after loading, in MiB."""
-    for trace, step in in_processes(__file__, SIDES, setting):
+    for trace, step in in_processes(__file__, SIDES, setting, ("relu", "encoder")):
         yield Row(f"peak memory in MiB, {trace['label']}, a training step / hessian-trace", trace["peak"], step["peak"],
                   f"batches of {trace['batch']}; above the level after loading; the step is one of plain SGD on all "
                   "weights in training mode; the target of at most 1.5 steps is a ratio of 0.67", trace["passes"],
                   GRADIENT)
 
 
-def in_processes(script: str, sides: Sequence[str], setting: Setting) -> Iterator[list[dict]]:
+def in_processes(script: str, sides: Sequence[str], setting: Setting, cases: Sequence[str]) -> Iterator[list[dict]]:
     """What `script` printed last for each of its sides, network by network; those left out are said."""
     if setting.device.type == "cpu" and not CLEAR.exists():
         raise Skipped("the peak of a process is read from /proc, which is not there")
-    sizes = {"relu": setting.examples(2_048, 256), "encoder": setting.examples(128, 64)}
-    for name, examples in sizes.items():
-        found = [_in_a_process(script, name, side, examples, setting) for side in sides]
+    sizes = {"relu": setting.examples(2_048, 256), "encoder": setting.examples(128, 64),
+             "vit": setting.examples(256, 128)}
+    for name in cases:
+        found = [_in_a_process(script, name, side, sizes[name], setting) for side in sides]
         if None not in found:
             yield found
 

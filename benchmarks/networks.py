@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from harness import say
+from harness import Skipped, say
 from torch import Tensor, nn
 
 import genmeasure as gm
+from genmeasure.checkpoints.build import build
 from genmeasure.checkpoints.match import match
 from genmeasure.checkpoints.read import read
 from genmeasure.data import manifest
@@ -58,10 +59,13 @@ def batch_size(device: str) -> int:
 
 
 def make_case(name: str, model: nn.Module, x: Tensor, y: Tensor, examples: int, device: str,
-              start: nn.Module | None = None) -> Case:
-    """The model on `examples` rows of x and y drawn without replacement. start: the pretrained one, if there is."""
+              start: nn.Module | None = None, batch: int | None = None) -> Case:
+    """The model on `examples` rows of x and y drawn without replacement, in batches of `batch`.
+
+    start: the pretrained one, if there is.
+    """
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(EXAMPLES_SEED))[:examples]
-    data = Batches.from_arrays(x[rows], y[rows], batch_size=batch_size(device))
+    data = Batches.from_arrays(x[rows], y[rows], batch_size=batch or batch_size(device))
     subject = gm.subject(model, start or displaced(model), data, name=name, device=device)
     return Case(subject, on(subject, [next(iter(data))]))
 
@@ -112,12 +116,29 @@ class ResNet20(nn.Module):
 def resnet20(examples: int, device: str) -> Case:
     """ResNet-20 with its CIFAR-10 weights on CIFAR-10 training images; `InputError` where the files are absent."""
     row = manifest.entry("aka_resnet20")
-    mean, std = (re.search(rf"{key} ([\d. ]+\d)", row["notes"]).group(1).replace(" ", ",") for key in ("mean", "std"))
-    images = load(f"cifar10_train10k?mean={mean}&std={std}", batch_size=10_000)
+    images = load(f"cifar10_train10k?{normalisation(row['notes'])}", batch_size=10_000)
     (batch,) = images
     model = ResNet20()
     match(model, read(manifest.verify("aka_resnet20")).tensors)
     return make_case("ResNet-20", model, batch.inputs[0], batch.targets, examples, device)
+
+
+def vision_transformer(examples: int, device: str) -> Case:
+    """The manifest's ViT of 6 layers with its CIFAR-10 weights on CIFAR-10 training images; raises `Skipped`."""
+    try:
+        file, row = manifest.verify("smmk_vit_cifar10"), manifest.entry("smmk_vit_cifar10")
+        images = load(f"cifar10_train10k?{normalisation(row['notes'])}", batch_size=10_000)
+    except InputError as error:
+        raise Skipped(str(error)) from error
+    (batch,) = images
+    model = build(f"{file.parents[1] / 'archs.py'}:load_checkpoint?path_or_file={file}&arch=cifar-vit")
+    return make_case("ViT", model, batch.inputs[0], batch.targets, examples, device)
+
+
+def normalisation(notes: str) -> str:
+    """Mean and standard deviation that a checkpoint's notes in the manifest state, as the reader takes them."""
+    return "&".join(f"{key}=" + re.search(rf"{key} ([\d. ]+\d)", notes).group(1).replace(" ", ",")
+                    for key in ("mean", "std"))
 
 
 class RowTransformer(nn.Module):

@@ -12,10 +12,17 @@ QUANTITIES = {"test error": {"measure": "gap", "term": "error-test"},
               "training loss": {"measure": "gap", "term": "loss-train"},
               "trace": {"measure": "hessian-trace", "layer": "total"},
               "largest eigenvalue": {"measure": "hessian-top", "layer": "total", "term": "largest"}}
+FAMILIES = ("plain", "one-sided noise", "SAM", "NSO", "with weight decay")
+
+
+def family_of(method: str) -> str:
+    """One of `FAMILIES`."""
+    return next(family for family in FAMILIES[::-1] if family.removeprefix("with ") in method)
 
 
 def main() -> None:
-    frame = comparison.checkpoints(style.readings(RUN), QUANTITIES, ["method", "noise", "seed"])
+    frame = comparison.checkpoints(style.readings(RUN), QUANTITIES, ["method", "dataset", "noise", "seed"])
+    frame["noise"] = frame["dataset"] + ", label noise " + frame["noise"].astype(str)
     for name in ("trace", "largest eigenvalue"):
         frame[f"log10 {name}"] = np.log10(frame[name])
     table = comparison.table(frame, [*QUANTITIES, "log10 trace", "log10 largest eigenvalue"], REFERENCE)
@@ -24,19 +31,17 @@ def main() -> None:
                                       f"log10 largest eigenvalue - {REFERENCE}": ".2f"}))
     with style.paper():
         figure, panels = style.canvas(1, 2, width=1.2 * style.FULL, height=3.4, sharex=True)
-        families = {"plain": ("plain", "plain, twice as long"), "one-sided noise": ("one-sided",), "SAM": ("SAM",),
-                    "NSO": ("NSO",)}
         for panel, quantity, label in zip(panels, ("trace", "largest eigenvalue"), (
                 "Hessian trace (loss/weight²)", "largest eigenvalue (loss/weight²)"), strict=True):
-            for (family, names), colour in zip(families.items(), style.COLOURS, strict=False):
-                rows = table[table["method"].str.startswith(names)]
+            for family, colour in zip(FAMILIES, style.COLOURS, strict=False):
+                rows = table[table["method"].map(family_of) == family]
                 for (noise, part), marker in zip(rows.groupby("noise"), style.MARKERS, strict=False):
                     panel.errorbar(part["test error"], part[quantity], fmt=marker, color=colour, lw=0.8, ms=4,
                                    xerr=[part["test error"] - part["test error low"],
                                          part["test error high"] - part["test error"]],
                                    yerr=[part[quantity] - part[f"{quantity} low"].clip(lower=1e-3),
                                          part[f"{quantity} high"] - part[quantity]],
-                                   label=f"{family}, label noise {noise}")
+                                   label=f"{family}, {noise}")
             panel.set(yscale="log", xlabel="test error (share of examples)", ylabel=label)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=6.5)
     style.save(figure, "nso")

@@ -53,7 +53,9 @@ def layers(figure, panel) -> None:
     panel.set_xlabel("σ")
     for (row, column), value in np.ndenumerate(ratio.to_numpy()):
         panel.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5)
-    figure.colorbar(image, ax=panel, label="I(σ) / (½ σ² tr H) of the layer")
+    bar = figure.colorbar(image, ax=panel, label="I(σ) / (½ σ² tr H) of the layer", ticks=[0.25, 0.5, 1, 2, 4])
+    bar.ax.set_yticklabels(["¼", "½", "1", "2", "4"])
+    bar.ax.minorticks_off()
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ from genmeasure.registry import named
 from genmeasure.train_options import add_train_options
 
 DEFAULT_SEED = 0
+SMALL = "small"
+"""The scale at which a study runs unless told otherwise."""
 PLAN = {"nargs": "?", "const": "", "metavar": "N[xFLOPS]",
         "help": "only say what it will take: tasks, passes, memory and hours, from pilots on 64 and 256 examples here; "
         "on N processes as fast as this one or as fast as said"}
@@ -54,7 +56,7 @@ def audit(arguments: argparse.Namespace) -> int:
     files = SubjectFiles(arguments.name or Path(arguments.end).stem, arguments.model, arguments.start, arguments.end,
                          arguments.train, arguments.test, arguments.loss, arguments.device, arguments.dtype,
                          arguments.batch_size, arguments.head, rename=tuple(arguments.rename or ()),
-                         head_center=arguments.head_center, seed=arguments.seed)
+                         head_center=arguments.head_center, seed=arguments.seed, offload=arguments.offload)
     if arguments.plan is not None:
         return planned([files], requests(arguments.measure, arguments.seed), arguments)
     with joined(arguments.device) as engine:
@@ -95,13 +97,40 @@ def run_study(arguments: argparse.Namespace) -> int:
 
     module = load_study(arguments.study)
     facts = {name: getattr(module, name.upper(), None) for name in ("by", "cluster", "axes", "given")}
-    subjects, wanted = subjects_of(module, arguments), seeded(tuple(module.REQUESTS), arguments.seed)
+    wanted = requests_of(module, arguments)
+    if arguments.plan is not None and hasattr(module, "CHECKPOINTS"):
+        return planned_checkpoints(module.CHECKPOINTS(arguments.scale), wanted, arguments)
+    subjects = subjects_of(module, arguments)
     if arguments.plan is not None:
         return planned(subjects, wanted, arguments)
     with engine_of(arguments) as engine:
         readings = run(subjects, wanted, arguments.out, study=Path(arguments.study).stem,
                        engine=engine, provenance={**command(arguments), **facts})
         return finish(readings, arguments.out, engine)
+
+
+def requests_of(module: Any, arguments: argparse.Namespace) -> tuple:
+    """The study's requests at the scale asked for, which must be one that it has."""
+    scales = getattr(module, "SCALES", (SMALL,))
+    if arguments.scale not in scales:
+        raise InputError(f"--{arguments.scale} came for the study {arguments.study!r}, which has the scales "
+                         f"{', '.join(scales)}; leave the option out, or name {arguments.scale!r} in its SCALES")
+    found = module.REQUESTS
+    return seeded(tuple(found(arguments.scale) if callable(found) else found), arguments.seed)
+
+
+def planned_checkpoints(checkpoints: Sequence, wanted: Sequence, arguments: argparse.Namespace) -> int:
+    """What it will cost to make and to audit them; nothing is made and nothing written. 1 where something is missing.
+    """
+    from genmeasure.fine_tuned import lacking
+    from genmeasure.plan import Machine, here, to_make
+
+    machine = Machine.parse(arguments.plan) if arguments.plan else here()
+    say(to_make(checkpoints, wanted, machine, Path(arguments.out) / "readings.csv"))
+    missing = lacking(checkpoints)
+    say("\n".join(["missing on this machine:", *(f"  {sentence}" for sentence in missing)]) if missing else
+        "nothing is missing on this machine")
+    return 1 if missing else 0
 
 
 def planned(subjects: Sequence, wanted: Sequence, arguments: argparse.Namespace) -> int:
@@ -137,11 +166,11 @@ def engine_of(arguments: argparse.Namespace) -> contextlib.AbstractContextManage
 
 
 def subjects_of(module: Any, arguments: argparse.Namespace) -> list:
-    """The study's subjects, those from files on the device that was asked for."""
+    """The study's subjects at the scale asked for, those from files on the device that was asked for."""
     from genmeasure.subject import SubjectFiles
 
     try:
-        subjects = list(module.SUBJECTS())
+        subjects = list(module.SUBJECTS(arguments.scale) if hasattr(module, "SCALES") else module.SUBJECTS())
     except InputError:
         raise
     except Exception as error:
@@ -154,13 +183,19 @@ def subjects_of(module: Any, arguments: argparse.Namespace) -> list:
 
 def load_study(path: str) -> Any:
     """A study file: `SUBJECTS()` returns the subjects, `REQUESTS` holds the requests; `BY`, `CLUSTER`, `AXES` and
-    `GIVEN` are optional (see `genmeasure.publish.publish`)."""
+    `GIVEN` are optional (see `genmeasure.publish.publish`).
+
+    A study that comes in several scales names them in `SCALES` ("quick", "small", "full"); `SUBJECTS`, and `REQUESTS`
+    if it is a function, then take one. `CHECKPOINTS(scale)` gives the `FineTuned` that it would make, for `--plan`.
+    """
     if not Path(path).is_file():
         raise InputError(f"the study {path!r} does not exist; give the path of a Python file")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None:
         raise InputError(f"the study {path!r} is no Python file; give the path of a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
+    folder = str(Path(path).resolve().parent)
+    sys.path.insert(0, folder)  # so that a study can import its neighbours
     try:
         spec.loader.exec_module(module)
     except InputError:
@@ -168,6 +203,8 @@ def load_study(path: str) -> Any:
     except Exception as error:
         raise InputError(f"the study {path!r} raised {type(error).__name__}: {error}; "
                          "correct the study file") from error
+    finally:
+        sys.path.remove(folder)
     for name in ("SUBJECTS", "REQUESTS"):
         if not hasattr(module, name):
             raise InputError(f"the study {path!r} does not define {name}; a study defines SUBJECTS() and REQUESTS")
@@ -307,7 +344,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", help="name of the subject; the end's file name if left out")
     sub.add_argument("--loss", default="cross-entropy", help="loss per example: cross-entropy, token-cross-entropy, "
                      "next-token-cross-entropy, binary-cross-entropy, squared, clamped-cross-entropy")
-    sub.add_argument("--dtype", default="float32", help="float32 or float64")
+    sub.add_argument("--dtype", default="float32", help="float32, float64, tf32 (products of 10 bits, on CUDA) or "
+                     "bfloat16 (passes through the model; for measures of forward passes alone)")
+    sub.add_argument("--offload", action="store_true", help="keep activations of Hessian products in the host's memory")
     sub.add_argument("--batch-size", type=int, default=64, help="examples per batch; fresh noise for every batch")
     sub.add_argument("--head", help="module path of the head; the layer that runs last if left out")
     sub.add_argument("--head-center", default="zero", help="where a head that the start lacks is measured from: zero, "
@@ -322,6 +361,9 @@ def parser() -> argparse.ArgumentParser:
     sub = add("run", run_study, "Carry out a study file: SUBJECTS() and REQUESTS.", out="")
     sub.add_argument("study", help="path of the study's Python file")
     sub.add_argument("--plan", **PLAN)
+    scale = sub.add_mutually_exclusive_group()
+    for name, text in (("quick", "a small part of the study, in minutes"), ("full", "at the published scale")):
+        scale.add_argument(f"--{name}", action="store_const", const=name, dest="scale", default=SMALL, help=text)
     sub.add_argument("--engine", help="local:N for N processes of this machine (its cores, 8 at the most, if left "
                      "out), ray for a cluster started on this machine, ray:ADDRESS for one that runs")
     sub.add_argument("--task-cpus", type=float, default=1, help="cores of a task on a Ray cluster")

@@ -9,13 +9,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import pandas as pd
 import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from genmeasure.checkpoints.build import build
 from genmeasure.data.batches import Batches
+from genmeasure.data.readers import load_for
 from genmeasure.errors import InputError
+from genmeasure.fine_tuned import FineTuned
+from genmeasure.layers import forward
+from genmeasure.risk import GRADIENT
 from genmeasure.shared import Shared
 from genmeasure.study import Request, applicable, read
 from genmeasure.subject import Subject, SubjectFiles
@@ -205,6 +212,85 @@ def table(found: Sequence[Pilot], machine: Machine) -> str:
     lines.append(f"{tasks} tasks, {most / 2**30:.2f} GiB each at the most, {hours} hours on {machine.processes} "
                  f"processes {speed}")
     return "\n".join(lines)
+
+
+def to_make(wanted: Sequence[FineTuned], requests: Sequence[Request], machine: Machine, measured: Path) -> str:
+    """What checkpoints cost that need not exist: a line for every model and data set, and the totals.
+
+    measured: readings of the same requests at another scale, from which the passes of an audit are taken.
+    """
+    rate = machine.flops or matrix_products_per_second()
+    speed = f"{rate:.3g} operations a second" + ("" if machine.flops else ", as in matrix products here")
+    audit, known = passes_of(requests, measured)
+    lines = [f"{'model, data':64}{'checkpoints':>12}{'examples':>10}{'passes':>12}{'operations':>12}{'hours':>9}"]
+    total, unknown = 0.0, 0
+    for (model, data), alike in groups(wanted).items():
+        examples, flops = size_of(alike[0])
+        made = sum(one.passes for one in alike)
+        passes = made * GRADIENT + len(alike) * audit  # forward-equivalents over the data
+        work = passes * examples * flops
+        hours = work / rate / machine.processes / 3600
+        total, unknown = (total, unknown + 1) if math.isnan(hours) else (total + hours, unknown)
+        lines.append(f"{f'{model}, {data}':64}{len(alike):12}{examples:10,.0f}{passes:12,.0f}{work:12.3g}{hours:9.3g}")
+    lines.append(f"{len(wanted)} checkpoints to train, with {len(requests)} requests for each; passes are forward "
+                 "passes over the training data or as much work")
+    lines.append(f"audits: {audit:.4g} passes each, from {known} of {len(requests)} requests in {measured}" if known
+                 else f"audits are left out: {measured} holds no readings of these requests; run the study at its "
+                 "small scale into the same folder first")
+    lines.append(f"{total:.3g} hours on {machine.processes} processes that sustain {speed}" + (
+        f", without {unknown} kinds whose model or data are not here" if unknown else ""))
+    return "\n".join(lines)
+
+
+def groups(wanted: Sequence[FineTuned]) -> dict[tuple[str, str], list[FineTuned]]:
+    """By model and by data without its arguments."""
+    found: dict[tuple[str, str], list[FineTuned]] = {}
+    for one in wanted:
+        found.setdefault((one.model, one.train.partition("?")[0].partition("#")[0]), []).append(one)
+    return found
+
+
+def size_of(one: FineTuned) -> tuple[float, float]:
+    """Training examples, and operations of a forward pass of one; NaN for what is neither said nor found here."""
+    examples, flops = one.examples or math.nan, one.flops or math.nan
+    if math.isnan(examples) or math.isnan(flops):
+        with contextlib.suppress(InputError):
+            train = load_for(one.model, one.train)
+            examples = train.size
+            if math.isnan(flops):
+                model, batch = build(one.model).eval(), next(iter(train)).select(slice(1))
+                counter = FlopCounterMode(display=False)
+                with counter, torch.no_grad():
+                    forward(model, batch)
+                flops = counter.get_total_flops()
+    return examples, flops
+
+
+def passes_of(requests: Sequence[Request], measured: Path) -> tuple[float, int]:
+    """Forward-equivalents that all requests together took in the median subject, and how many of them are known."""
+    if not measured.is_file():
+        return 0.0, 0
+    frame = pd.read_csv(measured, usecols=["subject", "measure", "params", "passes", "error"], keep_default_na=False)
+    frame = frame[frame["error"] == ""].drop_duplicates(["subject", "measure", "params"])
+    names = [r.name for r in requests]
+    frame = frame[frame["measure"].isin(names)]
+    if frame.empty:
+        return 0.0, 0
+    return float(frame.groupby("subject")["passes"].sum().median()), sum(n in set(frame["measure"]) for n in names)
+
+
+SIDE = 1024
+"""Rows and columns of the matrices whose product tells how fast this machine is."""
+
+
+def matrix_products_per_second() -> float:
+    """Operations per second that float32 matrix products sustain here, the fastest of three."""
+    a, seconds = torch.ones(SIDE, SIDE), []
+    for _ in range(4):
+        began = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - began)
+    return 2 * SIDE**3 / min(seconds[1:])
 
 
 def between(ends: Sequence[float]) -> str:

@@ -40,6 +40,8 @@ class Member:
     defined: says why the definition has no expression for a subject, or None where it has; then the reading has the
     term `not-defined` alone.
     needs: `test` data or a loss with `classes`; without them `audit` leaves the member out.
+    sharded: parameters with which it takes a model whose weights are sharded over ranks, none of which can be replaced
+    or differentiated by; None where it takes none.
     costly: the demo, which audits many checkpoints in minutes, leaves the member out.
     """
 
@@ -54,6 +56,11 @@ class Member:
     defined: Callable | None = None
     needs: tuple[str, ...] = ()
     costly: bool = False
+    sharded: Mapping[str, Any] | None = None
+
+    def takes_sharded(self, parameters: Mapping[str, Any]) -> bool:
+        """With all of these parameters."""
+        return self.sharded is not None and all(parameters[k] == v for k, v in self.sharded.items())
 
     @property
     def summary(self) -> str:

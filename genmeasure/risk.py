@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from genmeasure.data.batches import Batch, Batches
+from genmeasure.checkpoints.sharded import WHOLE, is_sharded, reshard
+from genmeasure.data.batches import Batch, Batches, map_tensors
 from genmeasure.engine import Engine
 from genmeasure.errors import InputError, second_derivative
 from genmeasure.layers import Layer, forward
 from genmeasure.losses import IGNORED, Loss
+from genmeasure.precision import FLOAT32, Precision
 from genmeasure.shared import Shared
 
 FORWARD, GRADIENT, HESSIAN_PRODUCT = 1.0, 3.0, 9.0
@@ -24,14 +28,19 @@ Weights = Mapping[str, Tensor]
 
 
 class _OfBatch(nn.Module):
-    """The model as a module that takes a batch, for `functional_call`."""
+    """The model as a module that takes a batch, for `functional_call`.
 
-    def __init__(self, model: nn.Module):
+    Its outputs leave in the dtype of the weights, so that no loss is computed in fewer bits.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision, device: torch.device):
         super().__init__()
-        self.model = model
+        self.model, self.precision, self.device = model, precision, device
 
     def forward(self, batch: Batch) -> Tensor:
-        return forward(self.model, batch)
+        with self.precision.autocast(self.device):
+            outputs = forward(self.model, batch)
+        return outputs if self.precision.passes is None else outputs.to(self.precision.weights)
 
 
 def scale(loss: Loss, data: Batches) -> float:
@@ -46,6 +55,12 @@ def scale(loss: Loss, data: Batches) -> float:
         raise InputError(f"no token of the data set {data.name!r} is labelled for the loss {loss.name!r}; give at "
                          f"least one token a label other than {IGNORED}")
     return data.size / predictions
+
+
+def _channels_last(batch: Batch) -> Batch:
+    def last(t: Tensor) -> Tensor:
+        return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
+    return replace(batch, inputs=map_tensors(batch.inputs, last))
 
 
 def nodes(tensors: Iterable[Tensor]) -> Iterator[torch.autograd.graph.Node]:
@@ -66,25 +81,31 @@ class Risk:
     the mean number of tokens of a sequence, so that the mean over examples is the mean over all tokens of the data set,
     whatever the batches.
 
-    Weights that are not given keep the model's values. The model is in evaluation mode and is never changed.
+    Weights that are not given keep the model's values. The model is in evaluation mode and is never changed. Weights
+    of a sharded model stay on their ranks (`checkpoints.sharded.whole` gathers one); no others can take their places.
     `passes` counts what was spent so far, in forward passes over the whole data set. shared: what is known of these
-    losses at the present weights; nothing yet by default.
+    losses at the present weights; nothing yet by default. precision: of passes through the model. offload: see
+    `saved`.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, layers: Sequence[Layer], batches: Batches, engine: Engine,
-                 shared: Shared | None = None):
-        self.model, self._model = model, _OfBatch(model)
+                 shared: Shared | None = None, precision: Precision = FLOAT32, offload: bool = False):
+        self.model, self.precision, self.offload = model, precision, offload
         self.loss, self.layers, self.batches, self.engine = loss, tuple(layers), batches, engine
+        self.sharded = is_sharded(model)
+        reshard(model)
         self.weights: dict[str, Tensor] = {x.name: model.get_parameter(x.parameter).detach() for x in layers}
         self._paths = {x.name: f"model.{x.parameter}" for x in layers}
         self.scale = scale(loss, batches)
         some = next(iter(self.weights.values()))
         self.device, self.dtype = some.device, some.dtype
+        self._model = _OfBatch(model, precision, self.device)
         self.shared = Shared() if shared is None else shared
 
     def restricted(self, layers: Sequence[Layer]) -> Risk:
         """The same risk as a function of these layers' weights alone; what it spends counts here as well."""
-        risk = Risk(self._model.model, self.loss, layers, self.batches, self.engine, self.shared)
+        risk = Risk(self.model, self.loss, layers, self.batches, self.engine, self.shared, self.precision,
+                    self.offload)
         risk.spend = self.spend
         return risk
 
@@ -101,12 +122,51 @@ class Risk:
         """`batch` on the weights' device, floating-point inputs in their dtype."""
         return batch.to(self.device, self.dtype)
 
+    def place_for_speed(self, batch: Batch) -> Batch:
+        """As `place`, with the channels of images last in memory where that is faster and the network runs like that.
+
+        Numbers and shapes are the same. The kernels of oneDNN work in blocks of channels: convolutions of few channels
+        take up to five times as long on images whose channels come first.
+        """
+        batch = self.place(batch)
+        return _channels_last(batch) if self._channels_may_be_last else batch
+
+    @property
+    def _channels_may_be_last(self) -> bool:
+        fast = self.device.type == "cpu" and self.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        if not fast or all(w.ndim != 4 for w in self.weights.values()):
+            return False
+        return self.shared.remember("channels last", self._runs_with_channels_last)
+
+    def _runs_with_channels_last(self) -> bool:
+        """Tried on two examples: `view` refuses some tensors in that order, `as_strided` takes them for others."""
+        batch = self.place(next(iter(self.batches)).select(slice(2)))
+        self.spend(2 * FORWARD, len(batch))
+        with torch.no_grad():
+            expected = self.outputs({}, batch)
+            try:
+                found = self.outputs({}, _channels_last(batch))
+            except RuntimeError:
+                return False
+        return torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
     def outputs(self, weights: Weights, batch: Batch) -> Tensor:
-        """[batch, classes], or [batch, ...] as the loss takes them; not scaled."""
+        """[batch, classes], or [batch, ...] as the loss takes them; not scaled.
+
+        Raises `InputError` for weights that should replace those of a sharded model.
+        """
+        if self.sharded:
+            if weights:
+                raise InputError("the weights of a sharded model cannot be replaced, nor differentiated by; take what "
+                                 f"needs forward passes alone, or {WHOLE}")
+            with torch.inference_mode(False), torch.no_grad():  # what it gathers into must serve training afterwards
+                return forward(self.model, batch)
         return functional_call(self._model, {self._paths[k]: w for k, w in weights.items()}, (batch,))
 
     def outputs_of_state(self, state: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """As `outputs`, with any parameters and buffers replaced, by their paths in the state dict."""
+        if self.sharded:
+            return self.outputs(state, batch)
         return functional_call(self._model, {f"model.{k}": t for k, t in state.items()}, (batch,))
 
     def losses(self, weights: Weights, batch: Batch) -> Tensor:
@@ -151,6 +211,33 @@ class Risk:
                              f"{batch.index}){others}; check the inputs, or measure with --dtype float64")
         return values
 
+    @contextlib.contextmanager
+    def unrounded(self) -> Iterator[None]:
+        """Passes through the model in the precision of the weights, while the context lasts.
+
+        For what stands in a difference against the mean of many moved weights: these are rounded one way and the other,
+        the present weights always the same way.
+        """
+        self._model.precision = FLOAT32
+        try:
+            yield
+        finally:
+            self._model.precision = self.precision
+
+    def saved(self) -> contextlib.AbstractContextManager:
+        """Around a forward pass and the backward passes through which it is differentiated again: with `offload` the
+        host keeps what they need, and gives it back when they need it."""
+        return torch.autograd.graph.save_on_cpu() if self.offload else contextlib.nullcontext()
+
+    def check_precision(self) -> None:
+        """Raises `InputError` where passes are rounded too much for second derivatives and single examples' gradients.
+        """
+        if self.precision.passes is not None:
+            raise InputError(f"dtype={self.precision.name!r} came for second derivatives or gradients of single "
+                             "examples, which need more than the 8 bits of its passes through the model; measure with "
+                             "--dtype float32, or take a measure of forward passes alone, such as "
+                             "hessian-trace:route=forward,forward_sigma=0.1")
+
     @functools.cached_property
     def twice_differentiable(self) -> bool:
         """True; raises `InputError` where the model holds a function marked with `once_differentiable`.
@@ -158,6 +245,7 @@ class Risk:
         torch leaves the second derivative through such a function out without a word where it also has other ways to
         the weights, so that a Hessian product would be wrong.
         """
+        self.check_precision()
         batch = self.place(next(iter(self.batches)).select(slice(1)))
         point = {k: w.detach().requires_grad_() for k, w in self.weights.items()}
         with second_derivative(), torch.enable_grad():
@@ -176,7 +264,7 @@ class Risk:
         batch = self.place(batch)
         self.spend(GRADIENT, len(batch))
         point = {k: w.clone().requires_grad_() for k, w in self.weights.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), self.saved():
             slopes = torch.autograd.grad(self.losses(point, batch).sum(), list(point.values()), materialize_grads=True)
         return dict(zip(point, slopes, strict=True))
 

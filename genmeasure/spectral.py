@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import LinearOperator, svds
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
 from genmeasure.layers import Layer, matrix
@@ -27,14 +27,25 @@ SYMBOLS = 2**24
 """Numbers held at once by the matrices of a convolution's frequencies."""
 
 
+class _WithoutHooks(nn.Module):
+    """A module's own forward; hooks of a sharded one would put its gathered weights in the place of given ones."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module.forward(x)
+
+
 def linear_map(layer: Layer, weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The convolution [1, *input_shape] -> [1, *output_shape] without its bias, and its transpose, in float64."""
-    parameters = {"weight": weight.detach().double().cpu()}
+    module, parameters = _WithoutHooks(layer.module), {"module.weight": weight.detach().double().cpu()}
     if layer.module.bias is not None:
-        parameters["bias"] = torch.zeros(len(weight), dtype=torch.float64)
+        parameters["module.bias"] = torch.zeros(len(weight), dtype=torch.float64)
 
     def forward(x: Tensor) -> Tensor:
-        return functional_call(layer.module, parameters, (x,))
+        return functional_call(module, parameters, (x,))
     _, pull = vjp(forward, torch.zeros(1, *layer.input_shape, dtype=torch.float64))
     return forward, lambda y: pull(y)[0]
 

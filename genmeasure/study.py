@@ -23,9 +23,11 @@ from genmeasure.checkpoints.distances import adapter_distances, distances
 from genmeasure.checkpoints.locate import locate
 from genmeasure.checkpoints.names import renamed, table
 from genmeasure.checkpoints.read import is_adapter, open_stored, read_adapter
-from genmeasure.engine import Engine, LocalEngine, progress
+from genmeasure.checkpoints.sharded import WHOLE
+from genmeasure.engine import Engine, LocalEngine, float32_products, progress
 from genmeasure.errors import InputError, LostRank
 from genmeasure.estimate import Estimate, Estimates
+from genmeasure.precision import FLOAT32
 from genmeasure.predictions import has_input_norm
 from genmeasure.registry import Member, bound, find, measure
 from genmeasure.subject import Subject, SubjectFiles
@@ -60,27 +62,42 @@ def everything() -> tuple[Request, ...]:
 
 
 def applicable(subject: Subject, requests: Sequence[Request]) -> tuple[Request, ...]:
-    """Without members that need test data, classes or norms of inputs where there are none."""
+    """Without members that need test data, classes or norms of inputs where there are none, and without those that
+    cannot take a model that is sharded over ranks."""
     has = {"test": subject.test is not None, "classes": subject.loss.classification,
            "input-norm": has_input_norm(subject)}
 
     def needs(request: Request) -> tuple[str, ...]:
         found = request.member.needs
         return found[request.member.parameters(request.parameters)["variant"]] if isinstance(found, Mapping) else found
-    return tuple(r for r in requests if all(has[need] for need in needs(r)))
+
+    def takes(request: Request) -> bool:
+        return not subject.risk.sharded or request.member.takes_sharded(request.member.parameters(request.parameters))
+    return tuple(r for r in requests if all(has[need] for need in needs(r)) and takes(r))
 
 
 def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     """The readings of one request on one subject, in the columns of readings.csv.
 
-    `params` holds the parameters and, under `found`, what the member found out about the subject (a route, for one).
+    `params` holds the parameters and, under `found`, what the member found out about the subject (a route, for one) and
+    the dtype where it is not float32.
     A member that has no expression for the subject gives one row, of the term `not-defined`, and `found` says why.
     `passes` is what they cost by themselves, `seconds` what they took here, with what was measured before at hand.
     """
     taken = sorted(set(subject.labels) & {*COLUMNS, "variant"})
     if taken:
         raise InputError(f"a label named {taken[0]!r} came, which is a column of the readings; choose another name")
+    with float32_products(subject.precision.products):
+        return _read(subject, request, study)
+
+
+def _read(subject: Subject, request: Request, study: str) -> pd.DataFrame:
     member, parameters = request.member, request.member.parameters(request.parameters)
+    if subject.risk.sharded and not member.takes_sharded(parameters):
+        able = [m.name + "".join(f" with {k}={v}" for k, v in m.sharded.items()) for m in (*measure, *bound)
+                if m.sharded is not None]
+        raise InputError(f"{request.name} came for {subject.name!r}, whose weights are sharded over ranks; such a "
+                         f"model takes {', '.join(able)}; for the others {WHOLE}")
     subject.shared.new_reading()
     before, started = subject.risk.passes, time.perf_counter()
     undefined = member.defined and member.defined(subject)
@@ -97,6 +114,8 @@ def read(subject: Subject, request: Request, study: str = "") -> pd.DataFrame:
     if kind == "certificate" and any(violated.values()):
         kind = "measure"
     found = dict(estimates.found) if isinstance(estimates, Estimates) else {}
+    if subject.precision != FLOAT32:
+        found["dtype"] = subject.precision.name
     if subject.notes:
         found["read"] = dict(subject.notes)
     found = {"found": found} if found else {}

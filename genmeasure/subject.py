@@ -21,27 +21,40 @@ from genmeasure.checkpoints.build import build
 from genmeasure.checkpoints.match import fingerprint, match, task_modules
 from genmeasure.checkpoints.names import table
 from genmeasure.checkpoints.pair import read_pair, read_start
-from genmeasure.checkpoints.pinned import anchor, is_pinned, readable, shared_copy, started_in_place, unreadable
+from genmeasure.checkpoints.pinned import (
+    anchor,
+    fitting,
+    is_pinned,
+    readable,
+    shared_copy,
+    started_in_place,
+    unreadable,
+)
+from genmeasure.checkpoints.sharded import Gathered, check_sharded, is_sharded
+from genmeasure.curvature.perturbation import moving, units
 from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batch, Batches
 from genmeasure.data.readers import load_for
 from genmeasure.engine import Engine, LocalEngine, get_device
+from genmeasure.engine.sharded import Sharded
 from genmeasure.errors import InputError
 from genmeasure.layers import BATCH_NORMS, Layer, find_layers, folded, forward
 from genmeasure.losses import IGNORED, LOSSES, Loss, get_loss
+from genmeasure.precision import FLOAT32, PRECISIONS, Precision
 from genmeasure.risk import Risk, nodes, scale
 from genmeasure.shared import Shared
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
 class Subject:
     """A fine-tuned checkpoint with its start, its loss and its data.
 
-    model: the fine-tuned model, a copy of its own, in evaluation mode. start: the pretrained state; the head's weight
-    is missing where the start has none of its shape. head: path of the head layer, found by running the model if None.
-    drawn: names in `start` of a head that the start lacks, as the model drew it before fine-tuning. notes: what reading
-    changed, by `start`, `end`, `train` and `test`: dtypes widened, names changed, transforms of the data.
+    model: the fine-tuned model, a copy of its own, in evaluation mode; a sharded one is the caller's. start: the
+    pretrained state; the head's weight is missing where the start has none of its shape. head: path of the head layer,
+    found by running the model if None. drawn: names in `start` of a head that the start lacks, as the model drew it
+    before fine-tuning. notes: what reading changed, by `start`, `end`, `train` and `test`: dtypes widened, names
+    changed, transforms of the data.
+    precision: of what is computed. offload: the host keeps what the backward passes of gradients and curvature products
+    need, for a device whose memory does not hold it.
     Quantities that several measures need are computed once (`remember`).
     """
 
@@ -57,20 +70,24 @@ class Subject:
     drawn: frozenset[str] = frozenset()
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)
+    precision: Precision = FLOAT32
+    offload: bool = False
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """`compute()` on the first call with `key`, its result afterwards; see `Shared`."""
         return self.shared.remember(key, compute)
 
     @functools.cached_property
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> Mapping[str, Tensor]:
         """The fine-tuned state."""
-        return readable(self.model.state_dict())
+        found = readable(self.model.state_dict())
+        return Gathered(found, anchor(self.model).device) if is_sharded(self.model) else found
 
     @functools.cached_property
     def risk(self) -> Risk:
         """The loss over the training data."""
-        return Risk(self.model, self.loss, self.layers, self.train, self.engine, self.shared)
+        return Risk(self.model, self.loss, self.layers, self.train, self.engine, self.shared, self.precision,
+                    self.offload)
 
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -111,8 +128,9 @@ class Subject:
     def fingerprint(self) -> str:
         """Changes with the weights, the start, the model's code, the data, the batches, the loss and the dtype."""
         loss = self.loss.function
-        parts = [fingerprint(self.state), fingerprint(dict(self.start)), repr(self.model), self.train.fingerprint,
+        parts = [fingerprint(self.state), fingerprint(self.start), repr(self.model), self.train.fingerprint,
                  self.test.fingerprint if self.test else "", str(self.head), self.loss.name, str(self.loss.upper),
+                 self.precision.name,
                  f"{loss.__module__}.{loss.__qualname__}", *_code(self.model)]
         if self.loss.predictions is not None:
             parts.append(getattr(self.loss.predictions, "__qualname__", ""))
@@ -138,7 +156,7 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
             device: str = "auto", dtype: str = "float32", head: str | None = None,
             labels: Mapping[str, Any] | None = None, engine: Engine | None = None,
             init: Mapping[str, Tensor] | None = None,
-            notes: Mapping[str, tuple[str, ...]] | None = None) -> Subject:
+            notes: Mapping[str, tuple[str, ...]] | None = None, offload: bool = False) -> Subject:
     """A subject from plain objects.
 
     model: the fine-tuned module; it is copied and left as it is. A quantised model, one that transformers spread by
@@ -147,35 +165,44 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     its state dict, or the path of a checkpoint file. train, test: any iterable of batches (tuples of inputs and labels,
     dicts with `labels`, BatchEncoding). loss: a registered name (`token-cross-entropy` and `next-token-cross-entropy`
     for labels [batch, tokens], `binary-cross-entropy` for several labels per example) or a `Loss`. dtype: float32 or
-    float64; checkpoints are cast to it. head: path of the head layer, by default the selected layer that runs last.
-    labels: columns for the readings. init: the model's state before fine-tuning, from which a head is measured that the
-    start lacks; without it, from zero. notes: what reading the checkpoints changed, for the readings.
+    float64; checkpoints are cast to it; `tf32`: float32 with products of factors of 10 bits, on CUDA; `bfloat16`:
+    weights, noise and losses in float32, passes through the model in bfloat16, for measures of forward passes alone.
+    head: path of the head layer, by default the selected layer that runs last. labels: columns for the readings. init:
+    the model's state before fine-tuning, from which a head is measured that the start lacks; without it, from zero.
+    notes: what reading the checkpoints changed, for the readings. offload: gradients, Hessian and Gauss-Newton products
+    keep the activations of their backward passes in the host's memory; the numbers are the same, in more time.
 
     Raises `InputError` for weights that are not finite, a start that does not match, data that the model does not run
     on, inputs that are NaN, labels outside the classes, outputs that the loss does not take, a model whose outputs
-    differ between two calls or with the other examples of a batch, and outputs or a loss that depend on parameters
-    which are not the model's own.
+    differ between two calls or with the other examples of a batch, outputs or a loss that depend on parameters which
+    are not the model's own, and a model that is spread over ranks in another way.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"the dtype {dtype!r} came; choose one of {', '.join(DTYPES)}")
-    place = {"device": get_device(device), "dtype": DTYPES[dtype]}
+    if dtype not in PRECISIONS:
+        raise InputError(f"the dtype {dtype!r} came; choose one of {', '.join(PRECISIONS)}")
+    precision = PRECISIONS[dtype]
+    place = {"device": get_device(device), "dtype": precision.weights}
+    if precision.products != FLOAT32.products and place["device"].type != "cuda":
+        raise InputError(f"dtype={dtype!r} came for the device {place['device']}, which has no such products; take "
+                         "float32, or --device cuda")
+    train = train if isinstance(train, Batches) else Batches(train, "train")
+    test = test if test is None or isinstance(test, Batches) else Batches(test, "test")
+    if is_sharded(model):
+        return _sharded(model, start, Subject(name, model, {}, get_loss(loss), train, test, labels=dict(labels or {}),
+                                              head=head, notes=dict(notes or {}), precision=precision), init)
     pinned = is_pinned(model)
     if pinned and dtype != "float32":
         raise InputError(f"dtype={dtype!r} came with a model that is quantised or spread over devices and cannot be "
                          "cast; leave dtype out, or give a model of floating-point weights on one device")
     owned = shared_copy(model) if pinned else copy.deepcopy(model).eval().requires_grad_(False).to(**place)
-    train = train if isinstance(train, Batches) else Batches(train, "train")
-    test = test if test is None or isinstance(test, Batches) else Batches(test, "test")
-    result = Subject(name, owned, {}, get_loss(loss), train, test, engine or LocalEngine(), dict(labels or {}), head)
+    result = Subject(name, owned, {}, get_loss(loss), train, test, engine or LocalEngine(), dict(labels or {}), head,
+                     precision=precision, offload=offload)
     notes = dict(notes or {})
     if pinned:
         held = ", ".join(unreadable(owned))
         notes["end"] = (*notes.get("end", ()), "left on its devices and in its types"
                         + (f"; no floating-point weights at hand, and not measured: {held}" if held else ""))
     _check_finite(result.state, f"weights of {name!r}")
-    for data in filter(None, (train, test)):
-        if not all(t.isfinite().all() for batch in data for t in batch.tensors() if t.is_floating_point()):
-            raise InputError(f"the data set {data.name!r} holds NaN or infinite numbers; repair or drop these examples")
+    _check_data(result)
     _check_runs(result)
     state = start.state_dict() if isinstance(start, nn.Module) else start
     if isinstance(state, (str, PathLike)):
@@ -197,7 +224,45 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
     started = {k: v.to(device=place["device"]) for k, v in skeleton.state_dict().items() if k not in left_out - drawn}
     _check_finite(started, f"start's weights of {name!r}")
     return Subject(result.name, owned, started, result.loss, train, test, result.engine, result.labels, head, drawn,
-                   notes)
+                   notes, precision=precision, offload=offload)
+
+
+def _sharded(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | PathLike, result: Subject,
+             init: Mapping[str, Tensor] | None) -> Subject:
+    """`result` with a model that every rank holds a part of and with its start, which each reads as it needs it."""
+    check_sharded(model)
+    some = anchor(model)
+    wanted = result.precision
+    if wanted != FLOAT32 and (wanted != PRECISIONS["float64"] or some.dtype != wanted.weights):
+        raise InputError(f"dtype={wanted.name!r} came with a sharded model of {some.dtype}, which cannot be cast here; "
+                         "cast it before fully_shard, or leave dtype out")
+    if init is not None:
+        raise InputError("a state from before fine-tuning came with a sharded model; leave init out, and the head is "
+                         "measured from the start or from zero")
+    engine = Sharded(some.device)
+    note = f"sharded over {engine.size} ranks and left there in its types"
+    result = replace(result, engine=engine, notes={**result.notes, "end": (*result.notes.get("end", ()), note)})
+    for data in filter(None, (result.train, result.test)):
+        if engine.total(data.fingerprint != engine.once(lambda data=data: data.fingerprint)):
+            raise InputError(f"the ranks came with different examples in {data.name!r}; give every rank the whole data "
+                             "set, without a DistributedSampler: genmeasure cuts the batches itself")
+    _check_finite(result.state, f"weights of {result.name!r}")
+    _check_data(result)
+    _check_runs(result)
+    state, notes = start.state_dict() if isinstance(start, nn.Module) else start, dict(result.notes)
+    if isinstance(state, (str, PathLike)):
+        state, notes["start"] = read_start(state, result.state)
+    started = fitting(result.state.parts, [x.parameter for x in result.layers if not x.head], state)
+    started = Gathered(started, some.device, result.state.parts)
+    _check_finite(started, f"start's weights of {result.name!r}")
+    notes |= {which: data.notes for which, data in (("train", result.train), ("test", result.test)) if data is not None}
+    return replace(result, start=started, notes={k: v for k, v in notes.items() if v})
+
+
+def _check_data(subject: Subject) -> None:
+    for data in filter(None, (subject.train, subject.test)):
+        if not all(t.isfinite().all() for batch in data for t in batch.tensors() if t.is_floating_point()):
+            raise InputError(f"the data set {data.name!r} holds NaN or infinite numbers; repair or drop these examples")
 
 
 def _check_finite(state: Mapping[str, Tensor], what: str) -> None:
@@ -210,11 +275,11 @@ def _check_finite(state: Mapping[str, Tensor], what: str) -> None:
 
 PROBED = 4
 """Examples that are looked at to find out what kind of function the model is."""
-REPEAT = {"float32": 1e-4, "float64": 1e-9}
+REPEAT = {torch.float32: 1e-4, torch.float64: 1e-9}
 """What rounding may change between two calls on the same examples, relative to the largest output."""
-REBATCH = {"float32": 1e-2, "float64": 1e-6, "pinned": 1e-1}
-"""The same between batches of different size, which other kernels may carry out, and in lower precision; a batch that
-is quantised as it comes is rounded to 8 bits of its largest number."""
+REBATCH_PINNED = 1e-1
+"""The same between batches of different size of a model in lower precision: a batch that is quantised as it comes is
+rounded to 8 bits of its largest number. Of others see `Precision.kernels`: other kernels may carry them out."""
 
 
 @contextlib.contextmanager
@@ -263,7 +328,8 @@ def _check_vocabulary(subject: Subject, data: Batches) -> None:
 @torch.no_grad()
 def _outputs(subject: Subject, data: Batches, batch: Batch) -> Tensor:
     try:
-        outputs = forward(subject.model, batch)
+        with subject.precision.autocast(anchor(subject.model).device):
+            outputs = forward(subject.model, batch)
     except Exception as error:  # a model may raise anything for inputs that it was not written for
         raise InputError(f"the model {type(subject.model).__name__} does not run on {data.name!r} "
                          f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); "
@@ -323,9 +389,8 @@ def _check_loss(loss: Loss, outputs: Tensor, targets: Tensor, shapes: str) -> No
 def _check_repeats(subject: Subject, data: Batches, few: Batch, outputs: Tensor) -> None:
     """The outputs of an example are a function of this example alone."""
     largest = outputs.abs().nan_to_num(0.0, 0.0).max().item()
-    width = "float64" if outputs.dtype is torch.float64 else "float32"
     changed = _difference(_outputs(subject, data, few), outputs)
-    if changed > REPEAT[width] * largest:
+    if changed > REPEAT[subject.precision.weights] * largest:
         raise InputError(f"two calls of the model on the same {len(few)} examples of {data.name!r} gave outputs that "
                          f"differ by up to {changed:.3g} (the largest is {largest:.3g}), so that differences between "
                          "losses would be differences between draws; switch off what draws at random in evaluation "
@@ -334,7 +399,7 @@ def _check_repeats(subject: Subject, data: Batches, few: Batch, outputs: Tensor)
     if half == len(few):
         return
     changed = _difference(_outputs(subject, data, few.select(slice(half))), outputs[:half])
-    if changed > REBATCH["pinned" if is_pinned(subject.model) else width] * largest:
+    if changed > (REBATCH_PINNED if is_pinned(subject.model) else subject.precision.kernels) * largest:
         culprits = [name for name, m in subject.model.named_modules()
                     if isinstance(m, BATCH_NORMS) and m.running_mean is None]
         blame = f", because of {', '.join(culprits[:3])} without running statistics" if culprits else ""
@@ -351,8 +416,10 @@ def _difference(these: Tensor, those: Tensor) -> float:
 
 def _check_own_parameters(subject: Subject, few: Batch) -> None:
     """All that could be learned is registered with the model: its own parameters are frozen, so nothing is left."""
-    with torch.enable_grad():
+    sharded = is_sharded(subject.model)  # what it gathers requires gradients and is no parameter afterwards
+    with torch.set_grad_enabled(not sharded):
         outputs = forward(subject.model, few)
+    with torch.enable_grad():
         found = _leaves(outputs), _leaves(subject.loss(outputs.detach(), few.targets))
     for what, tensors in zip(("outputs of the model", f"loss {subject.loss.name}"), found, strict=True):
         if tensors:
@@ -369,13 +436,21 @@ def _leaves(tensor: Tensor) -> list[Tensor]:
     return [node.variable for node in nodes([tensor]) if hasattr(node, "variable")]
 
 
+def _doubled(risk: Risk, batch: Batch) -> Tensor:
+    """The outputs with twice the layers' weights."""
+    if not risk.sharded:
+        return risk.outputs({k: 2 * w for k, w in risk.weights.items()}, batch)
+    with moving(risk, {x.name: lambda w: 2 * w for x in risk.layers}, {x.name: units(risk.model, x)
+                                                                      for x in risk.layers}):
+        return risk.outputs({}, batch)
+
+
 def _check_depends(subject: Subject) -> None:
     risk = subject.risk
     few = risk.place(next(iter(subject.train)).select(slice(PROBED)))
-    if is_pinned(subject.model):  # what has no derivative may still be moved
+    if risk.sharded or is_pinned(subject.model):  # what has no derivative may still be moved
         with torch.no_grad():
-            changed = not torch.equal(risk.outputs({k: 2 * w for k, w in risk.weights.items()}, few),
-                                      risk.outputs({}, few))
+            changed = not torch.equal(_doubled(risk, few), risk.outputs({}, few))
         if not changed:
             raise InputError(f"the outputs of {type(subject.model).__name__} do not change with any of the "
                              f"{len(risk.layers)} layers' weights; give a model whose forward pass reads its weights")
@@ -414,6 +489,7 @@ class SubjectFiles:
     rename: tuple[str, ...] = ()
     head_center: str = "zero"
     seed: int = 0
+    offload: bool = False
 
     def load(self, engine: Engine | None = None) -> Subject:
         """Read everything and build the subject; bad input raises `InputError`."""
@@ -427,4 +503,4 @@ class SubjectFiles:
                        for spec in (self.train, self.test))
         return subject(model, pair.start, train, test, loss=self.loss, name=self.name, device=self.device,
                        dtype=self.dtype, head=self.head, labels=dict(self.labels), engine=engine, init=init,
-                       notes=pair.notes)
+                       notes=pair.notes, offload=self.offload)

@@ -112,7 +112,7 @@ def chosen_loggers(names: Sequence[str], out: Path) -> list[Logger]:
 def with_noise(data: Batches, model: nn.Module, arguments: argparse.Namespace) -> tuple[Batches, Tensor | None]:
     """The data with the noise asked for in their labels, and P(given label | true label) if it is known."""
     if arguments.noise is None and arguments.confusion is None:
-        return data, None
+        return data, data.confusion
     classes = Context.of(model, head=arguments.head).classes
     if arguments.noise is None:
         return data, known_confusion(arguments.confusion, classes)
@@ -123,7 +123,7 @@ def with_noise(data: Batches, model: nn.Module, arguments: argparse.Namespace) -
         raise InputError(f"--noise {arguments.noise} came without a kind; give symmetric:rate={arguments.noise} to "
                          f"make labels wrong, or --confusion {arguments.noise} for noise that is in them already")
     noisy = noisy_labels(arguments.noise, data.labels, classes, seed=arguments.seed)
-    return data.relabelled(noisy.labels, f"label noise {arguments.noise}"), noisy.confusion
+    return data.relabelled(noisy.labels, f"label noise {arguments.noise}", noisy.confusion), noisy.confusion
 
 
 def known_confusion(text: str, classes: int) -> Tensor:

@@ -10,12 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = (  # from the bottom
-    {"errors", "estimate", "registry", "losses", "shared"},
+    {"errors", "estimate", "registry", "losses", "shared", "precision"},
     {"engine", "checkpoints", "families", "data"},
     {"risk", "curvature", "layers", "norms", "spectral"},
     {"subject", "predictions", "symbolic", "path_norm", "lipschitz"},
     {"measures", "bounds", "training"},
-    {"study", "demo", "plan"},
+    {"study", "demo", "plan", "fine_tuned"},
     {"report", "tables", "published", "plots", "correlate", "predictive", "readings"},
     {"publish", "train_command", "train_options", "cli", "__main__", "__init__"},
 )

@@ -195,7 +195,7 @@ BAD = {
     "unknown loss": (lambda f: {"loss": "cross-entropie"}, "did you mean 'cross-entropy'?"),
     "bad device": (lambda f: {"device": "cuda:99"}, "choose one of auto, cpu, cuda, cuda:1, mps"),
     "no device": (lambda f: {"device": "gpu"}, "choose one of auto, cpu, cuda, cuda:1, mps"),
-    "bad dtype": (lambda f: {"dtype": "float8"}, "choose one of float32, float64"),
+    "bad dtype": (lambda f: {"dtype": "float8"}, "choose one of float32, float64, tf32, bfloat16"),
     "bad batch size": (lambda f: {"batch-size": "0"}, "give at least 1"),
     "unknown head": (lambda f: {"head": "haed"}, "did you mean 'head'?"),
     "unknown measure": (lambda f: {"measure": "hesian-trace"}, "did you mean 'hessian-trace'?"),

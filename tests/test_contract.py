@@ -54,11 +54,11 @@ each_bound = pytest.mark.parametrize("request_", BOUNDS, ids=label)
 each_member = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
 
 
-def fresh(network: str, *, batch_size: int = 16, **more: object) -> Subject:
+def fresh(network: str, *, batch_size: int = 16, device: str = "cpu", **more: object) -> Subject:
     start, end = small.pair("residual" if network == "unmoved" else network, move=0 if network == "unmoved" else 0.1)
     key = "pixel_values" if network == "keyword" else None
     data = [small.batches(batch_size=batch_size, seed=seed, key=key) for seed in (0, 1)]
-    return gm.subject(end, start, *data, device="cpu", **more)
+    return gm.subject(end, start, *data, device=device, **more)
 
 
 def run(subject: Subject, request: Request) -> dict:

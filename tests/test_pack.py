@@ -42,6 +42,19 @@ def test_resnet20_is_piecewise_linear_and_its_exact_trace_agrees_with_probes():
     assert probed["stderr"] < 0.5 * exact["value"]
 
 
+def test_resnet20_traces_agree_without_a_derivative():
+    s = audited("aka_resnet20", "resnet20-A", 32, "0.485,0.456,0.406", "0.229,0.224,0.225")
+    exact = gm.measure(s, "hessian-trace")
+    assert (exact["stderr"] == 0).all()
+    with torch.inference_mode():
+        found = gm.measure(s, "hessian-trace", route="forward", rtol=0.1, layer_rtol=0.5)
+    z = ((found["value"] - exact["value"]) / found["stderr"]).abs()
+    assert len(z) == 21
+    assert (z < 4).all()
+    assert (z < 1.96).sum() >= 17
+    assert found["stderr"].iloc[-1] < 0.12 * exact["value"].iloc[-1]
+
+
 def test_resnet20_curve_meets_its_parabola_somewhere_below_one_percent():
     s = audited("aka_resnet20", "resnet20-A", 64, "0.485,0.456,0.406", "0.229,0.224,0.225", dtype="float64")
     frame = gm.measure(s, "hessian-approximation", sigmas=(3e-4, 1e-3), max_passes=12)

@@ -203,6 +203,7 @@ def test_table():
     table = predictive_power(frame, axes=["method", "noise"], cluster=["method", "noise"], given="noise",
                              test_examples=10_000, resamples=40)
     assert not table.duplicated(["measure", "variant", "layer", "sigma", "term"]).any()
+    assert set(table.loc[table["measure"] == "gap", "term"]) == {"loss-train", "error-train"}  # the rest is the gap
     base = table[table["measure"] == "baseline"].set_index("term")
     for name in ("tau-a", "granulated", "mutual-information"):
         assert base.loc["oracle", name] == pytest.approx(1)

@@ -21,12 +21,15 @@ import small
 import torch
 from PIL import Image
 
+import genmeasure as gm
 from genmeasure.checkpoints.build import build
 from genmeasure.checkpoints.read import read
 from genmeasure.checkpoints.write import write
 from genmeasure.cli import main
 from genmeasure.data import manifest
+from genmeasure.data.readers import load
 from genmeasure.errors import InputError
+from genmeasure.training.loop import Settings, fine_tune
 
 FEW = ("--measure", "distance", "--measure", "gap", "--measure",
        "noise-stability:sigmas=0.01,max_passes=2", "--measure", "hessian-trace:rtol=0.5,layer_rtol=100,max_passes=3")
@@ -218,6 +221,30 @@ def test_minilm_and_a_fine_tuned_version_on_sst2(tmp_path, minilm, torchvision):
                   "--batch-size", 16, measures=("--measure", "distance", "--measure", "gap"))
     assert found.loc[("distance", "bert.encoder.layer.5.output.dense", "relative"), "value"] < 1
     assert 0 <= found.loc[("gap", "", "error-test"), "value"] <= 1
+
+
+@pytest.mark.slow
+def test_traces_of_minilm_agree_without_a_derivative(minilm, torchvision):
+    """Two of its six layers and a new head, after three epochs on 32 sentences of SST-2."""
+    from transformers import AutoModelForSequenceClassification
+    packed("sst2_dev")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        start = AutoModelForSequenceClassification.from_pretrained(
+            minilm, num_labels=2, num_hidden_layers=2, local_files_only=True).eval()
+    data = load(f"sst2_dev?rows=32&tokenizer={minilm}&max_length=16", batch_size=16)
+    settings = Settings(epochs=3, learning_rate=2e-4, batch_size=8, seed=0, device="cpu")
+    end = fine_tune(start, "plain", data, settings=settings, head="classifier").model
+    s = gm.subject(end, start, data, device="cpu", head="classifier")
+    known = gm.measure(s, "hessian-trace", rtol=0.02, layer_rtol=0.05)
+    with torch.inference_mode():
+        found = gm.measure(s, "hessian-trace", route="forward", rtol=0.1, layer_rtol=0.5)
+    assert json.loads(known["params"].iloc[0])["found"]["route"] == "split"
+    z = ((found["value"] - known["value"]) / (found["stderr"] ** 2 + known["stderr"] ** 2) ** 0.5).abs()
+    assert len(z) == 15  # six matrices for each layer, pooler, head, total
+    assert (z < 4).all()
+    assert (z < 1.96).sum() >= 12
+    assert found["stderr"].iloc[-1] < 0.12 * known["value"].iloc[-1]
 
 
 # a LoRA adapter folder

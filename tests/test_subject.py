@@ -134,7 +134,7 @@ def test_inputs_that_do_not_fit_the_model_are_bad_input(nets):
 @pytest.mark.parametrize(("given", "end_of_sentence"), [
     ({"train": []}, "at least one example is needed$"),
     ({"loss": "cross-entropi"}, "did you mean 'cross-entropy'\\?$"),
-    ({"dtype": "float16"}, "choose one of float32, float64$"),
+    ({"dtype": "float16"}, "choose one of float32, float64, tf32, bfloat16$"),
     ({"device": "cuda:77"}, "choose one of auto, cpu, cuda, cuda:1, mps$"),
     ({"device": "nonsense"}, "choose one of auto, cpu, cuda, cuda:1, mps$"),
     ({"start": "nowhere.safetensors"}, "give the path of an existing file$"),

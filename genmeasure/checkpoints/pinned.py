@@ -64,11 +64,16 @@ def readable(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def started_in_place(state: Mapping[str, Tensor], needed: Iterable[str],
                      start: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The start's tensors by name where they have the shape of the model's, each on the device of the model's.
+    """As `fitting`, each tensor on the device of the model's."""
+    return {k: v.to(state[k].device) for k, v in fitting(state, needed, start).items()}
+
+
+def fitting(state: Mapping[str, Tensor], needed: Iterable[str], start: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The start's tensors by name where they have the shape of the model's.
 
     Raises `InputError` where one of `needed` is not among them.
     """
-    found = {k: v.to(state[k].device) for k, v in readable(start).items() if k in state and v.shape == state[k].shape}
+    found = {k: v for k, v in readable(start).items() if k in state and v.shape == state[k].shape}
     lacking = [name for name in needed if name not in found]
     if lacking:
         raise InputError(f"the start lacks {', '.join(lacking[:3])}{', …' * (len(lacking) > 3)} in the model's shape; "

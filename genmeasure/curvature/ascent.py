@@ -23,7 +23,7 @@ def loss_and_gradient(risk: Risk, weights: Weights) -> tuple[float, dict[str, Te
         batch = risk.place(batch)
         risk.spend(GRADIENT, len(batch))
         point = {k: w.detach().clone().requires_grad_() for k, w in weights.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), risk.saved():
             loss = risk.losses_of(risk.outputs(point, batch).double(), batch).sum()
             slopes = torch.autograd.grad(loss, list(point.values()), materialize_grads=True)
         return {LOSS: loss.detach(), **dict(zip(point, slopes, strict=True))}

@@ -18,7 +18,7 @@ from torch.func import vjp, vmap
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import directional, first_derivative
-from genmeasure.curvature.pieces import made_of_linear_pieces
+from genmeasure.curvature.piecewise import structure
 from genmeasure.curvature.survey import Survey, negligible, output_hessian, survey
 from genmeasure.curvature.tangents import second_derivatives
 from genmeasure.curvature.taps import Probe, Taps, find_taps, slopes_along
@@ -28,6 +28,8 @@ from genmeasure.risk import FORWARD, GRADIENT, Risk
 
 CHUNK = 2**26
 """Numbers held at once by per-example gradients."""
+LEAST = 4
+"""Batches of examples with the same number of directions may be smaller than the data's by this factor."""
 WINDOW = 8
 """Batches that are sorted at a time."""
 
@@ -45,7 +47,7 @@ def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples:
     examples' outputs, in a random combination, along one random direction per layer: zero where they are, and almost
     surely not zero otherwise.
     """
-    if made_of_linear_pieces(risk):
+    if structure(risk).linear:
         return (True,) * len(risk.layers)
     batch = risk.place(next(iter(risk.batches)).select(slice(examples)))
     draws = generator("linear layers", seed)
@@ -72,7 +74,7 @@ def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples:
 
 def piecewise_linear(risk: Risk) -> bool:
     """Whether the outputs are piecewise linear in each layer's weights alone."""
-    return made_of_linear_pieces(risk) or all(linear_layers(risk, find_taps(risk)))
+    return structure(risk).linear or all(linear_layers(risk, find_taps(risk)))
 
 
 @torch.no_grad()
@@ -146,7 +148,22 @@ def by_count(batches: Batches, counts: Tensor) -> Iterator[Batch]:
         for batch in gather(window, rows, WINDOW * limit):
             mine = rows[batch.rows]
             order = counts[mine].argsort(descending=True)
-            yield from replace(batch, rows=mine).select(order).split(limit)
+            batch = replace(batch, rows=mine).select(order)
+            for part in of_like_counts(counts[batch.rows], limit):
+                yield batch.select(part)
+
+
+def of_like_counts(counts: Tensor, limit: int) -> Iterator[slice]:
+    """Slices of falling counts [n], of at most `limit` and at least a `LEAST`th of it where that many are left.
+
+    A batch ends where a count ends, as every example of it takes as many passes as the first.
+    """
+    start, least = 0, max(1, limit // LEAST)
+    while start < len(counts):
+        ends = start + least + counts[start + least - 1:start + limit].diff().nonzero().squeeze(1)
+        end = int(ends[0]) if len(ends) else start + limit
+        yield slice(start, end)
+        start = end
 
 
 def _forms_by_layer(risk: Risk, vectors: Mapping[str, Tensor]) -> Tensor:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from genmeasure.checkpoints.sharded import whole
 from genmeasure.curvature.draws import generator
+from genmeasure.curvature.memory import SHARE as MEMORY
+from genmeasure.curvature.memory import free_bytes
 from genmeasure.curvature.perturbation import Move, Perturbed
 from genmeasure.curvature.sampling import degrees_of_freedom
+from genmeasure.curvature.stacked import copies_at_once, runs_of, stacked_differences, takes_copies
 from genmeasure.curvature.survey import survey as output_survey
 from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
@@ -22,7 +28,10 @@ from genmeasure.risk import FORWARD, Risk
 
 COVARIANCES = ("isotropic", "norm", "weight")
 KEPT = 2**26
-"""Numbers of one group's noise that are kept; more are drawn again from their seed whenever a layer runs."""
+"""Numbers of one group's noise that are kept in any case; more where memory allows (half of what is free), else
+they are drawn again from their seed whenever a layer runs."""
+SHARED_OUT = 2**22
+"""Numbers from which on threads take less time than starting them."""
 GROUP_WORK, LEAST_GROUP, MOST_GROUP = 4e8, 8, 64
 """Multiplications that make a group large enough to fill a core, and the examples of a group."""
 FIRST_GROUPS, GATHERED = 64, 2**19
@@ -56,10 +65,11 @@ class Spreads:
                              f"negative for each, in the order {', '.join(names)}")
         found = {}
         for name, factor in zip(names, self.factors or (1.0,) * len(names), strict=True):
-            weight = risk.weights[name]
             if self.covariance == "isotropic":
                 found[name] = factor
-            elif self.covariance == "norm":
+                continue
+            weight = whole(risk.weights[name])
+            if self.covariance == "norm":
                 found[name] = factor * weight.double().square().mean().sqrt().item()
             else:
                 found[name] = factor * weight.abs()
@@ -70,25 +80,49 @@ ISOTROPIC = Spreads()
 
 
 class Noise:
-    """Standard normal u of every layer, told by numbers, and the moves W + sigma * spread * u that it makes."""
+    """Standard normal u of every layer, told by numbers, and the moves W + sigma * spread * u that it makes.
 
-    def __init__(self, layers: Sequence[Layer], spreads: Mapping[str, float | Tensor], size: int, *numbers: int):
-        self.layers, self.spreads, self.numbers = layers, spreads, numbers
-        self._kept: dict[str, Tensor] | None = {} if size <= KEPT else None
+    weights: by layer, for shape, dtype and device. copies: how many such are used side by side. What is kept, if it is
+    much, is drawn by as many threads as torch has, a layer each: the host's generator takes one core, and is the same
+    everywhere.
+    """
+
+    def __init__(self, layers: Sequence[Layer], spreads: Mapping[str, float | Tensor], weights: Mapping[str, Tensor],
+                 *numbers: int, copies: int = 1):
+        self.layers, self.spreads, self.weights, self.numbers = layers, spreads, weights, numbers
+        self._kept: dict[str, Tensor] | None = {} if keeps([weights[x.name] for x in layers], copies) else None
 
     def moves(self, sigma: float) -> dict[str, Move]:
-        return {layer.name: lambda w, i=i, layer=layer: self.offset(i, layer, w).mul(sigma).add_(w)
+        return {layer.name: lambda w, i=i, layer=layer: self.offset(i, layer).mul(sigma).add_(w)
                 for i, layer in enumerate(self.layers)}
 
-    def offset(self, place: int, layer: Layer, weight: Tensor) -> Tensor:
+    def offset(self, place: int, layer: Layer) -> Tensor:
         """spread * u of one layer, in the dtype of its weight."""
-        if self._kept is not None and layer.name in self._kept:
-            return self._kept[layer.name]
-        found = torch.randn(weight.shape, generator=generator("noise", *self.numbers, place)).to(weight)
-        found = found.mul_(self.spreads[layer.name])
-        if self._kept is not None:
-            self._kept[layer.name] = found
-        return found
+        if self._kept is None:
+            return self._drawn(place)
+        if not self._kept:
+            names = [x.name for x in self.layers]
+            many = sum(self.weights[name].numel() for name in names) > SHARED_OUT
+            with ThreadPoolExecutor(min(torch.get_num_threads(), len(names))) if many else nullcontext() as threads:
+                drawn = (threads.map if many else map)(self._drawn, range(len(names)))
+                self._kept.update(zip(names, drawn, strict=True))
+        return self._kept[layer.name]
+
+    @torch.no_grad()
+    def _drawn(self, place: int) -> Tensor:
+        layer = self.layers[place]
+        weight = self.weights[layer.name]
+        found = torch.randn(weight.shape, generator=generator("noise", *self.numbers, place))
+        found = found.to(weight.device, weight.dtype)
+        return found.mul_(self.spreads[layer.name])
+
+
+def keeps(weights: Sequence[Tensor], copies: int = 1) -> bool:
+    """Whether so many copies of the weights may be kept beside them."""
+    if copies * sum(w.numel() for w in weights) <= KEPT:
+        return True
+    size = copies * sum(w.nbytes for w in weights)
+    return len({w.device for w in weights}) == 1 and size <= MEMORY * free_bytes(weights[0].device)
 
 
 @dataclass(frozen=True)
@@ -164,14 +198,25 @@ class Interpolation:
         told[:len(whole)] += len(told) / len(whole) * (residuals - missed)
         return told + missed
 
+    def settled(self, whole: Tensor, allowed: Tensor) -> bool:
+        """Whether what it misses is known well enough from draws [n, k] at all sigmas, so that none more are needed.
+
+        Draws at the nodes change neither its variance nor how well that is known: where few of the draws carry it, it
+        must be small enough for the standard errors to be believed all the same.
+        """
+        squares = (whole - whole[:, self.nodes] @ self.weights)
+        squares = (squares - squares.mean(0)).square()
+        missed = squares.sum(0) / (len(whole) - 1) / len(whole)
+        few = degrees_of_freedom(squares) < MIN_DEGREES_OF_FREEDOM
+        return bool((missed <= torch.where(few, 0.5 / DOUBT, SHARE) * allowed).all())
+
     def draws_for(self, whole: Tensor, allowed: Tensor) -> float:
         """Draws at the nodes, `whole` among them, that make the variances of the means `allowed` [k]; inf if none."""
-        n = len(whole)
-        told = whole[:, self.nodes] @ self.weights
-        missed = (whole - told).var(0) / n
-        if not (missed <= SHARE * allowed).all():
+        if not self.settled(whole, allowed):
             return math.inf
-        return max(n, (told.var(0) / (allowed - missed)).nan_to_num(0.0).max().item())
+        told = whole[:, self.nodes] @ self.weights
+        missed = (whole - told).var(0) / len(whole)
+        return max(len(whole), (told.var(0) / (allowed - missed)).nan_to_num(0.0).max().item())
 
 
 @dataclass(frozen=True)
@@ -253,7 +298,8 @@ def difference(risk: Risk, model: Perturbed, noises: Sequence[Noise], batch: Bat
         risk.spend(FORWARD, len(batch))
         with model.moved(moves):
             return risk.losses_of(risk.outputs({}, batch).double(), batch)
-    plain, columns = losses({}), []
+    with risk.unrounded():
+        plain, columns = losses({}), []
     for noise, sigma in zip(noises, sigmas, strict=True):
         up = losses(noise.moves(sigma))
         columns.append(up - plain if one_sided else (up + losses(noise.moves(-sigma))) / 2 - plain)
@@ -269,20 +315,35 @@ def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: ran
     numbers: of the stream; together with a group's number they tell its noise and its examples. measured: takes what
     `difference` takes and gives [batch, k], where k is a multiple of the number of sigmas, which go round fastest.
     """
-    size, numel = group_size(risk), sum(risk.weights[x.name].numel() for x in layers)
+    size = group_size(risk)
     inputs = sum(t[0].numel() for t in next(iter(risk.batches)).input_tensors())
-    step, found = max(1, GATHERED // (size * inputs)), []
+    copies = copies_at_once(risk, layers) if measured is difference else 1
+    step, found = max(min(copies, FIRST_GROUPS), GATHERED // (size * inputs)), []
     for start in range(groups.start, groups.stop, step):
         some = range(start, min(groups.stop, start + step))
         rows, weights = sample.draw(len(some), size, generator("noise sample", *numbers, start))
         noises: dict[int, Noise] = {}
 
-        def differences(batch: Batch, noises: dict = noises, first: int = start) -> Tensor:
-            if batch.index not in noises:
+        def noise_of(group: int, noises: dict = noises, first: int = start) -> Noise:
+            if group not in noises:
                 noises.clear()  # batches of a group follow each other
-                noises[batch.index] = Noise(layers, spreads, numel, *numbers, first + batch.index)
-            return measured(risk, model, [noises[batch.index]] * len(sigmas), batch, sigmas)
+                noises[group] = Noise(layers, spreads, risk.weights, *numbers, first + group)
+            return noises[group]
+
+        def differences(batch: Batch, each: int = rows.shape[1], noise_of: Callable = noise_of) -> Tensor:
+            groups = (batch.rows // each).unique_consecutive().tolist()
+            if len(groups) == 1:
+                return measured(risk, model, [noise_of(groups[0])] * len(sigmas), batch, sigmas)
+            if len(batch) < len(groups) * each:  # cut where memory was short
+                return torch.cat([differences(batch.select(batch.rows // each == group)) for group in groups])
+            offsets: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+            for group in groups:
+                for place, layer in enumerate(layers):
+                    offsets[layer.name].append(noise_of(group).offset(place, layer))
+            return stacked_differences(risk, {k: torch.stack(u) for k, u in offsets.items()}, batch, sigmas, copies)
         batches = list(grouped(risk, rows))
+        if copies > 1 and takes_copies(risk, layers, batches[0]):
+            batches = runs_of(batches, rows.shape[1], copies)
         places = torch.cat([batch.rows for batch in batches])
         values = risk.engine.examples(differences, batches)
         if not values.isfinite().all():
@@ -317,15 +378,22 @@ def noise_curve(risk: Risk, sample: Sample, sigmas: Sequence[float], *, layers: 
 
 
 def drawn_curve(draw: Callable[..., Tensor], sigmas: Sequence[float], limit: int, rtol: float, atol: float) -> Curve:
-    """The curve of draws `draw(start, stop, at)` [stop - start, len(at)], at all sigmas and then at the cheapest."""
-    first = draw(0, min(limit, FIRST_GROUPS), sigmas)
-    way = cheapest(first, sigmas, allowed(Curve(first), rtol, atol))
-    part = [first.new_zeros(0, len(way.nodes))]
+    """The curve of draws `draw(start, stop, at)` [stop - start, len(at)], at all sigmas and then at the cheapest.
+
+    All sigmas again where the values have come out so much smaller that what interpolation misses is no longer little.
+    """
+    whole = [draw(0, min(limit, FIRST_GROUPS), sigmas)]
+    way = cheapest(whole[0], sigmas, allowed(Curve(whole[0]), rtol, atol))
+    part = [whole[0].new_zeros(0, len(way.nodes))]
 
     def completed(start: int, stop: int) -> Tensor:
-        if stop > len(first):
-            part.append(draw(max(start, len(first)), stop, [sigmas[i] for i in way.nodes]))
-        return way.completed(first, torch.cat(part))
+        if start:
+            wanted = allowed(Curve(way.completed(torch.cat(whole), torch.cat(part))), rtol, atol)
+            if way.settled(torch.cat(whole), wanted):
+                part.append(draw(start, stop, [sigmas[i] for i in way.nodes]))
+            else:
+                whole.append(draw(start, stop, sigmas))
+        return way.completed(torch.cat(whole), torch.cat(part))
     return until_precise(completed, limit, rtol, atol)
 
 
@@ -365,11 +433,12 @@ def one_sided_curve(risk: Risk, sigmas: Sequence[float], *, layers: Sequence[Lay
     Their spread is what the papers print beside the mean. Ends as `noise_curve` does, after at most `max_passes` draws.
     """
     chosen = risk.layers if layers is None else tuple(layers)
-    model, at_hand, numel = Perturbed(risk, chosen), spreads.of(risk), sum(risk.weights[x.name].numel() for x in chosen)
+    model, at_hand = Perturbed(risk, chosen), spreads.of(risk)
     first = 0 if layers is None else 1 + risk.layers.index(chosen[0])
 
     def one(number: int) -> Tensor:
-        noises = [Noise(chosen, at_hand, numel, seed, first, number, place) for place in range(len(sigmas))]
+        noises = [Noise(chosen, at_hand, risk.weights, seed, first, number, place, copies=len(sigmas))
+                  for place in range(len(sigmas))]
 
         def differences(batch: Batch) -> Tensor:
             return difference(risk, model, noises, batch, sigmas, one_sided=True).sum(0)

@@ -28,7 +28,8 @@ class Padding:
 
     def lengths(self, batch: Batch) -> Tensor:
         """Columns in front of the padding, at least one, [b]."""
-        pads = (_columns(batch) == self.column[:, None]).all(1)
+        columns = _columns(batch)
+        pads = (columns == self.column.to(columns.device)[:, None]).all(1)
         return (pads.shape[1] - pads.flip(1).int().cumprod(1).sum(1)).clamp(min=1)
 
     def cut(self, batch: Batch) -> Batch:

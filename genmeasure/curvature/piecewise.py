@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from genmeasure.checkpoints.sharded import unit
 from genmeasure.risk import FORWARD, Risk
 
 LINEAR = frozenset((
@@ -53,21 +54,33 @@ def structure(risk: Risk) -> Structure:
     """
     batch = risk.place(next(iter(risk.batches)).select(slice(1)))
     risk.spend(FORWARD, 1)
-    with torch.inference_mode(False), torch.no_grad(), _Watch(risk) as watched:
-        risk.outputs({}, batch)
+    watched = _Watch(all(not x.tied for x in risk.layers))
+    hooks = [unit(risk.model, x.parameter).register_forward_pre_hook(
+        lambda *_, path=x.parameter: watched.follow(risk.model.get_parameter(path))) for x in risk.layers]
+    try:
+        with torch.inference_mode(False), torch.no_grad(), watched:
+            risk.outputs({}, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return Structure(watched.linear, watched.kinks)
 
 
 class _Watch(TorchDispatchMode):
-    """Follows what depends on the layers' weights."""
+    """Follows what depends on the layers' weights. linear: whether that may be piecewise linear at all."""
 
-    def __init__(self, risk: Risk):
+    def __init__(self, linear: bool):
         super().__init__()
-        self.linear, self.kinks = all(not x.tied for x in risk.layers), False
-        self.weights = {id(w): w for w in (risk.model.get_parameter(x.parameter) for x in risk.layers)}
-        self.roots = {i: i for i in self.weights}
+        self.linear, self.kinks = linear, False
+        self.weights: dict[int, Tensor] = {}
+        self.roots: dict[int, int] = {}
         self.used: set[int] = set()
         self.dependent: dict[int, Tensor] = {}  # kept alive, so that no other tensor takes an id
+
+    def follow(self, weight: Tensor) -> None:
+        """Called once the weight is at hand, which a sharded model's is only while it runs."""
+        self.weights[id(weight)] = weight
+        self.roots[id(weight)] = id(weight)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         found = function(*args, **(kwargs or {}))

@@ -40,10 +40,11 @@ def batch_hessian_products(risk: Risk, batch: Batch, several: Sequence[Weights],
 
     times: how many times each example counts [batch], once by default.
     """
+    risk.check_precision()
     batch = risk.place(batch)
     risk.spend(GRADIENT + (HESSIAN_PRODUCT - GRADIENT) * len(several), len(batch))
     point = {k: risk.weights[k].clone().requires_grad_() for k in several[0]}
-    with torch.enable_grad():
+    with torch.enable_grad(), risk.saved():
         values = (losses or risk.losses)(point, batch)
         total = (values if times is None else values * times.to(values)).sum()
         slopes = gradient(total, point, create_graph=True)
@@ -61,6 +62,7 @@ def batch_gauss_newton_product(risk: Risk, batch: Batch, vectors: Weights,
     (Schraudolph 2002). vectors and times as for `batch_hessian_products`. The Jacobian-vector product is taken in
     forward mode, or by two backward passes where an operation has none.
     """
+    risk.check_precision()
     batch = risk.place(batch)
     point = {k: risk.weights[k].clone().requires_grad_() for k in vectors}
     try:
@@ -70,7 +72,7 @@ def batch_gauss_newton_product(risk: Risk, batch: Batch, vectors: Weights,
     except RuntimeError:  # NotImplementedError of an operation, or a function of the user's without a jvp
         moved = None
         risk.spend(HESSIAN_PRODUCT, len(batch))
-    with torch.enable_grad():
+    with torch.enable_grad(), risk.saved():
         outputs = risk.outputs(point, batch)
         moved = reverse_moved(outputs, point, vectors) if moved is None else moved
         bent = output_hessian_product(risk, outputs, batch.targets, moved)

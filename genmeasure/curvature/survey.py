@@ -120,7 +120,7 @@ def _survey(risk: Risk) -> Survey | None:
     apart = eigen or (one.ndim == 2 and n * k <= MOST_NUMBERS)
 
     def rows(batch: Batch) -> Tensor:
-        batch = risk.place(batch)
+        batch = risk.place_for_speed(batch)
         risk.spend(FORWARD, len(batch))
         outputs = padding.outputs(risk, batch).double()
         risk.checked(risk.loss(outputs, batch.targets), batch, "loss")

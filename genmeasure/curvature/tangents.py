@@ -643,7 +643,7 @@ def _find_tangents(risk: Risk, taps: Taps) -> Tangents | None:
             run = _recorded(risk, batch)
     except NoRuleError:
         return None
-    largest = max(t.numel() for step in run.steps for t in step.outputs) // PROBED
+    largest = max((t.numel() for step in run.steps for t in step.outputs), default=0) // PROBED
     found = Tangents(taps, max(1, largest), length(risk, batch), {})
     found.known[run.path] = _look(risk, taps, batch, found, run.path, whole)
     return None if found.known[run.path] is None else found

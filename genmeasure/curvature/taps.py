@@ -166,10 +166,26 @@ class _Tapping(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             with self:
                 return attention_function(*args, **kwargs)
+        if func is F.batch_norm:
+            return batch_norm(*args, **kwargs)
         output = func(*args, **kwargs)
         call = linear_call(func, args, kwargs)
         name = call and self.names.get(weight_key(call.weight))
         return output if name is None else self.tap(name, call, output)
+
+
+def batch_norm(input: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None = None,
+                bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
+                eps: float = 1e-5) -> Tensor:
+    """Of known mean and variance written out, x * scale + shift: the kernel's backward pass also sums for gradients of
+    its weights that nobody asks for."""
+    given = [t for t in (mean, variance, weight, bias) if t is not None]
+    if training or mean is None or any(t.dtype != input.dtype for t in given):
+        return F.batch_norm(input, mean, variance, weight, bias, training, momentum, eps)
+    scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
+    shift = -mean * scale if bias is None else bias - mean * scale
+    ones = [1] * (input.ndim - 2)
+    return torch.addcmul(shift.reshape(-1, *ones), input, scale.reshape(-1, *ones))
 
 
 def weight_key(weight: Tensor) -> tuple:
@@ -227,11 +243,26 @@ class Taps:
 
         def tap(name: str, call: Call, output: Tensor) -> Tensor:
             use = next(count)
+            order = _memory_order(call)
+            if order is not None and call.input.requires_grad:
+                call.input.register_hook(lambda slope: slope.contiguous(memory_format=order))
             call = dataclasses.replace(call, input=call.input.detach())
-            output.register_hook(lambda delta: hear(use, call, delta.detach()))
+
+            def heard(delta: Tensor) -> Tensor:
+                delta = delta if order is None else delta.contiguous(memory_format=order)
+                hear(use, call, delta.detach())
+                return delta
+            output.register_hook(heard)
             return output
         with _tapped(risk, tap) as anchor:
             return risk.outputs({}, batch), anchor
+
+
+def _memory_order(call: Call) -> torch.memory_format | None:
+    """What gradients around a convolution of images with channels last are to be kept in: padding and slicing
+    do not, and all that comes before them in the network would be slower."""
+    last = call.input.ndim == 4 and call.input.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if call.convolution and last else None
 
 
 def find_taps(risk: Risk) -> Taps | None:
@@ -240,6 +271,7 @@ def find_taps(risk: Risk) -> Taps | None:
     Found by running three examples and following each one's gradient; the per-example gradients that come of it are
     checked against automatic differentiation.
     """
+    risk.check_precision()
     first = next(iter(risk.batches))
     batch = risk.place(first.select(torch.arange(3) % len(first)))
     names, calls, deltas, features = [], [], [], {}
@@ -313,7 +345,7 @@ def _passes(outputs: Tensor, anchor: Tensor, directions: Tensor) -> Iterator[Non
 
 def squared_gradients(risk: Risk, taps: Taps, batch: Batch, directions: Directions) -> Tensor:
     """|d(u . f(x)) / dW_i|^2 of every example and layer, [D, b, layers], by one backward pass for each direction."""
-    batch = risk.place(batch)
+    batch = risk.place_for_speed(batch)
     places = {name: i for i, name in enumerate(risk.weights)}
     uses = [layout.layer for layout in taps.layouts]
     several: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -356,7 +388,7 @@ def slopes_along(risk: Risk, taps: Taps, batch: Batch, vectors: Mapping[str, Ten
 
     vectors: V_i by layer, of the weights' shapes. Returns [D, b, layers].
     """
-    batch = risk.place(batch)
+    batch = risk.place_for_speed(batch)
     places = {name: i for i, name in enumerate(risk.weights)}
     moved: dict[int, Tensor] = {}
     slopes = torch.zeros(len(batch), len(places), device=risk.device, dtype=risk.dtype)
@@ -365,7 +397,8 @@ def slopes_along(risk: Risk, taps: Taps, batch: Batch, vectors: Mapping[str, Ten
         layout = taps.layouts[use]
         if use not in moved:
             moved[use] = call.as_rows(call.operation(call.input, vectors[layout.layer]))
-        product = (call.as_rows(delta) * moved[use]).flatten(1).sum(1)
+        product = call.as_rows(delta) * moved[use]
+        product = product.sum(tuple(range(1, product.ndim)))
         slopes[:, places[layout.layer]] += layout.split(product, len(batch)).sum(1)
     outputs, anchor = taps.listen(risk, batch, hear)
     ends, found = directions(outputs.detach()), []

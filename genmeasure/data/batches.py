@@ -145,11 +145,13 @@ class Batches:
     data set and for a source whose order changes between two passes (a shuffling loader).
 
     targets: of every batch, whose lengths may differ where examples are sequences. notes: which examples were taken and
-    what was done to them, one sentence each.
+    what was done to them, one sentence each. confusion: [classes, classes], P(given label | true label) where labels
+    were made wrong in a known way.
     """
 
-    def __init__(self, source: Iterable, name: str = "data", notes: tuple[str, ...] = ()):
-        self.name, self.notes = name, notes
+    def __init__(self, source: Iterable, name: str = "data", notes: tuple[str, ...] = (),
+                 confusion: Tensor | None = None):
+        self.name, self.notes, self.confusion = name, notes, confusion
         self._source = tuple(source) if isinstance(source, Iterator) else source
         digests, targets, self.size = [], [], 0
         self.lengths: list[int] = []
@@ -180,11 +182,14 @@ class Batches:
         """The targets of all examples, where they have the same shape."""
         return torch.cat(self.targets)
 
-    def relabelled(self, labels: Tensor, note: str = "") -> Batches:
-        """The same examples with other labels [n]; the present ones become the clean ones, if there are none yet."""
+    def relabelled(self, labels: Tensor, note: str = "", confusion: Tensor | None = None) -> Batches:
+        """The same examples with other labels [n]; the present ones become the clean ones, if there are none yet.
+
+        confusion: [classes, classes], P(given label | true label).
+        """
         parts = [replace(batch, targets=labels[batch.rows].to(batch.targets),
                          clean=batch.targets if batch.clean is None else batch.clean) for batch in self]
-        return Batches(parts, self.name, (*self.notes, note) if note else self.notes)
+        return Batches(parts, self.name, (*self.notes, note) if note else self.notes, confusion)
 
     def gather(self, rows: Tensor) -> list[Batch]:
         """The examples at `rows` [m], ascending and repeated as they come, in batches no longer than the longest one.

@@ -22,6 +22,7 @@ from genmeasure.checkpoints.locate import locate
 from genmeasure.data import binaries, frames, images, manifest, texts
 from genmeasure.data.batches import DEFAULT_BATCH_SIZE, Batches
 from genmeasure.data.digits import digits
+from genmeasure.data.label_noise import noisy_labels
 from genmeasure.data.selection import Selection
 from genmeasure.errors import InputError, unknown
 from genmeasure.losses import IGNORED
@@ -55,6 +56,8 @@ def load(spec: str, *, batch_size: int = DEFAULT_BATCH_SIZE, tokenizer: str | No
     `?separator=|` is for several labels per example.
 
     Of files, `?rows=`, `?holdout=` and `?ways=&shots=&queries=&episode=` take a part by `?seed=`, see `Selection`.
+    `?noise=KIND:key=value,…` then makes labels wrong, those of the part alone: `noise=symmetric:rate=0.4,seed=3`. The
+    true ones become the clean labels, and `Batches.confusion` is P(given | true).
     Nothing is augmented. tokenizer, task: what is taken where the specification does not say.
 
     A function returns `Batches`, a tuple or mapping of such arrays, a mapping of splits, or an iterable of batches.
@@ -64,6 +67,27 @@ def load(spec: str, *, batch_size: int = DEFAULT_BATCH_SIZE, tokenizer: str | No
     if batch_size < 1:
         raise InputError(f"the batch size {batch_size} came; give at least 1")
     target, arguments, part = _parsed(spec)
+    noise = None if _is_function(target) else arguments.pop("noise", None)
+    found = _loaded(spec, target, arguments, part, batch_size, {"tokenizer": tokenizer, "task": task})
+    return found if noise is None else _with_noise(found, noise, spec)
+
+
+def _is_function(target: str) -> bool:
+    return ":" in target and not target.endswith(".npz") and not Path(target).exists()
+
+
+def _with_noise(data: Batches, noise: Any, spec: str) -> Batches:
+    """Labels as `noise` makes them, among the classes 0..largest label."""
+    labels = data.labels if len({t.shape[1:] for t in data.targets}) == 1 else torch.empty(0, 0)
+    if not isinstance(noise, str) or labels.ndim != 1 or labels.is_floating_point():
+        raise InputError(f"noise={noise!r} came in {spec!r}, whose labels have the shape {list(labels.shape)}; give a "
+                         "kind of noise, as in noise=symmetric:rate=0.4, for data with one class per example")
+    noisy = noisy_labels(noise, labels, int(labels.max()) + 1)
+    return data.relabelled(noisy.labels, f"label noise {noise}", noisy.confusion)
+
+
+def _loaded(spec: str, target: str, arguments: dict[str, Any], part: str, batch_size: int,
+            defaults: Mapping[str, Any]) -> Batches:
     if target in EMBEDDED:
         _no_arguments(spec, arguments)
         return _from_mapping(digits(EMBEDDED[target]), part, spec, batch_size)
@@ -71,11 +95,10 @@ def load(spec: str, *, batch_size: int = DEFAULT_BATCH_SIZE, tokenizer: str | No
         row = manifest.entry(target)
         if row["kind"] == "checkpoint":
             raise InputError(f"{target!r} is a checkpoint, not a data set; give it where weights are asked for")
-        return _from_file(manifest.verify(target), {"tokenizer": tokenizer, "task": task}, arguments, part, spec,
-                          batch_size)
+        return _from_file(manifest.verify(target), defaults, arguments, part, spec, batch_size)
     if target.endswith(".npz") or Path(target).exists() or (Path(target).suffix and ":" not in target):
-        return _from_file(Path(target), {"tokenizer": tokenizer, "task": task}, arguments, part, spec, batch_size)
-    if ":" in target:
+        return _from_file(Path(target), defaults, arguments, part, spec, batch_size)
+    if _is_function(target):
         with seeded(0):
             return _from_object(call(target, arguments), part, spec, batch_size)
     near = difflib.get_close_matches(target, manifest.entries()["name"], n=1, cutoff=0.4)
@@ -143,7 +166,7 @@ def _from_file(path: Path, defaults: Mapping[str, Any], arguments: dict[str, Any
 def _known(arguments: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
     for key in arguments:
         if key not in names:
-            raise unknown(f"argument of {path.name}", key, (*names, *Selection.__dataclass_fields__))
+            raise unknown(f"argument of {path.name}", key, (*names, *Selection.__dataclass_fields__, "noise"))
 
 
 def _from_images(files: list[Path], labels: Tensor, arguments: Mapping[str, Any], notes: list[str], name: str,

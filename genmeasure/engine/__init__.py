@@ -5,6 +5,6 @@ processes; `Ranks` are the processes that torchrun started, which share every pa
 """
 
 from genmeasure.engine.local import LocalEngine
-from genmeasure.engine.protocol import QUIET, Engine, get_device, progress
+from genmeasure.engine.protocol import QUIET, Engine, float32_products, get_device, progress
 
-__all__ = ["QUIET", "Engine", "LocalEngine", "get_device", "progress"]
+__all__ = ["QUIET", "Engine", "LocalEngine", "float32_products", "get_device", "progress"]

@@ -137,6 +137,24 @@ def stacking(fn: Callable[[Batch], Tensor]) -> Fitted:
     return Fitted(fn, torch.cat)
 
 
+@contextlib.contextmanager
+def float32_products(precision: str = "ieee") -> Iterator[None]:
+    """Products of float32 numbers as exact as float32 is (`ieee`), or of factors rounded to 10 bits (`tf32`).
+
+    By default cuDNN rounds the factors of its convolutions to the 10 bits of TF32, which hides what little noise does
+    to a loss; matrix products do so where the user asked for it.
+    """
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = precision
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
 def get_device(name: str) -> torch.device:
     """`auto` (cuda, then mps, then cpu), or a device by name; one that is not there raises `InputError`."""
     if name == "auto":

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from genmeasure.data.batches import Batch, Batches
 from genmeasure.engine.local import LocalEngine
-from genmeasure.engine.protocol import QUIET, Engine, T, added, get_device, shown, stacking, summing
+from genmeasure.engine.protocol import QUIET, Engine, Fitted, T, added, get_device, shown, stacking, summing
 from genmeasure.errors import InputError, LostRank
 
 PATIENCE = datetime.timedelta(hours=1)
@@ -74,11 +74,16 @@ def shares(batches: Iterable[Batch], rank: int, size: int) -> Iterator[Share]:
                 lengths = tuple(len(batch) if r == owner else 0 for r in range(size))
                 yield Share(position, batch if rank == owner else batch.select(slice(0)), lengths)
             else:
-                ends = [len(batch) * r // size for r in range(size + 1)]
-                lengths = tuple(b - a for a, b in itertools.pairwise(ends))
-                yield Share(position, batch.select(slice(ends[rank], ends[rank + 1])), lengths)
+                yield slices(position, batch, rank, size)
         if position < start + size - 1:
             return
+
+
+def slices(position: int, batch: Batch, rank: int, size: int) -> Share:
+    """A rank's part of a batch that all ranks share."""
+    ends = [len(batch) * r // size for r in range(size + 1)]
+    return Share(position, batch.select(slice(ends[rank], ends[rank + 1])),
+                 tuple(b - a for a, b in itertools.pairwise(ends)))
 
 
 class Ranks:
@@ -106,10 +111,10 @@ class Ranks:
 
         def work() -> Tensor | None:
             found, count = {}, 0
-            for share in shares(batches, self.rank, self.size):
+            for share, mine in self._taken(fn, batches):
                 count += 1
-                if len(share.part):
-                    found[share.position] = fn(share.part).detach().to(dtype=torch.float64, device="cpu")
+                if mine is not None:
+                    found[share.position] = mine.detach().to(dtype=torch.float64, device="cpu")
             if not found:
                 return None
             nothing = torch.zeros_like(next(iter(found.values())))
@@ -121,9 +126,9 @@ class Ranks:
 
         def work() -> Any:
             total = None
-            for share in shares(batches, self.rank, self.size):
-                if len(share.part):
-                    total = added(total, fn(share.part))
+            for _, mine in self._taken(fn, batches):
+                if mine is not None:
+                    total = added(total, mine)
             return total
         return self._added_up("sum", work, self.device)
 
@@ -133,10 +138,10 @@ class Ranks:
         def work() -> Tensor | Like | None:
             nonlocal mine
             rows = []
-            for share in shares(batches, self.rank, self.size):
+            for share, found in self._taken(fn, batches):
                 lengths.append(share.lengths)
-                if len(share.part):
-                    rows.append(fn(share.part).detach().cpu())
+                if found is not None:
+                    rows.append(found.detach().cpu())
             mine = torch.cat(rows) if rows else None
             return _message(mine)
         tables = self._pass("rows of examples", work)
@@ -176,6 +181,11 @@ class Ranks:
             raise error
         self._raise(errors)
 
+    def _taken(self, fn: Fitted, batches: Batches | Iterable[Batch]) -> Iterator[tuple[Share, Any]]:
+        """This rank's part of every batch, and what `fn` gives for it; None where it is empty."""
+        for share in shares(batches, self.rank, self.size):
+            yield share, fn(share.part) if len(share.part) else None
+
     def _pass(self, what: str, work: Callable[[], Any]) -> list[Any]:
         """What `work` returns on every rank, once all are through with it; raises on all if it raises on one."""
         self._number += 1
@@ -189,6 +199,10 @@ class Ranks:
             error = raised
         finally:
             self.copies = copies
+        return self._met(place, content, error)
+
+    def _met(self, place: str, content: Any, error: Exception | None) -> list[Any]:
+        """What every rank brings to `place`; raises on all if one comes with an error, or from elsewhere."""
         places, contents, errors = self._heard(place, content, error)
         if error is not None:
             raise error
@@ -326,6 +340,7 @@ def joined(device: str = "auto") -> Iterator[Engine]:
         os.environ[QUIET] = "1"
     before = signal.signal(signal.SIGTERM, _told_to_end)
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+    last = dist.new_group(backend="gloo")  # what alone has a barrier that ends by itself
     ended = threading.Event()
     threading.Thread(target=_watch, args=(dist.get_rank(), dist.get_world_size(), ended), daemon=True).start()
     together = False
@@ -339,7 +354,7 @@ def joined(device: str = "auto") -> Iterator[Engine]:
         ended.set()
         if together:  # who closes its connections too soon is taken for lost by those that still read from them
             with contextlib.suppress(RuntimeError, ValueError):
-                dist.monitored_barrier(timeout=LEAVING)
+                dist.monitored_barrier(last, timeout=LEAVING)
         signal.signal(signal.SIGTERM, before)
         dist.destroy_process_group()
 

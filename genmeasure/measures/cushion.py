@@ -70,6 +70,7 @@ def _heard(subject: Subject, added: Mapping[str, Tensor] | None = None,
 
 def scanned(subject: Subject, examples: int) -> Batch:
     """The first `examples` training examples as one batch, of sequences those as long as the first ones."""
+    subject.risk.check_precision()
     found = subject.train.gather(torch.arange(min(examples, subject.train.size)))
     return subject.risk.place(functools.reduce(Batch.joined, [b for b in found if b.alike(found[0])]))
 

@@ -11,7 +11,7 @@ from genmeasure.registry import measure
 from genmeasure.subject import Subject
 
 
-@measure("distance", index=("layer", "term"), source="measures.md 3; Li & Zhang 2021, arXiv:2111.04578",
+@measure("distance", index=("layer", "term"), sharded={}, source="measures.md 3; Li & Zhang 2021, arXiv:2111.04578",
          unit={"frobenius": "weight", "spectral": "weight", "mars": "weight", "two-one": "weight", "l2": "weight",
                "max": "weight", "frobenius-about-zero": "weight", "batch-norm-scale": "weight"})
 def distance(subject: Subject) -> dict[tuple[str, str], Estimate]:
@@ -38,9 +38,9 @@ def distance(subject: Subject) -> dict[tuple[str, str], Estimate]:
         if now is not None and before is not None:
             result[layer.name, "batch-norm-scale"] = Estimate((now - before).abs().max().item())
     selected = {path for layer in subject.layers for path in (layer.parameter, *layer.tied)}
-    for name, parameter in subject.model.named_parameters():
+    for name, _ in subject.model.named_parameters():
         if name not in selected and name in subject.start:
-            moved = parameter.detach() - subject.start[name]
+            moved = subject.state[name] - subject.start[name]
             result[name, "l2"] = Estimate(frobenius(moved))
             result[name, "max"] = Estimate(moved.abs().max().item())
     result["total", "frobenius"] = Estimate(math.sqrt(squares))

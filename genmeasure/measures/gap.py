@@ -15,7 +15,7 @@ UNITS = {"label-noise": "fraction", **{
     for where in ("train", "test", "gap", "train-clean", "gap-clean")}}
 
 
-@measure("gap", index=("term",), unit=UNITS, needs=("test",), source="measures.md 5")
+@measure("gap", index=("term",), unit=UNITS, needs=("test",), sharded={}, source="measures.md 5")
 def gap(subject: Subject) -> dict[str, Estimate]:
     """Test minus training loss and 0-1 error, in evaluation mode on clean inputs.
 

@@ -28,7 +28,7 @@ def traces(subject: Subject, *, route: str, **setting: Any) -> Traces:
     return subject.remember(f"traces {route} {sorted(setting.items())}", compute)
 
 
-@measure("hessian-trace", index=("layer",), unit="loss/weight²",
+@measure("hessian-trace", index=("layer",), unit="loss/weight²", sharded={"route": "forward"},
          source="Ju, Li & Zhang 2022, arXiv:2206.02659; measures.md 8")
 def hessian_trace(subject: Subject, *, route: str = "auto", rtol: float = RTOL, layer_rtol: float = LAYER_RTOL,
                   atol: float = 0.0, max_passes: int = MAX_PASSES, forward_sigma: float = FORWARD_SIGMA,

@@ -13,7 +13,7 @@ from genmeasure.subject import Subject
 QUANTILES = {"minimum": 0.0, "percentile-1": 0.01, "percentile-5": 0.05, "percentile-10": 0.1, "median": 0.5}
 
 
-@measure("margin", index=("term",), needs=("classes",), source="measures.md 5",
+@measure("margin", index=("term",), needs=("classes",), sharded={}, source="measures.md 5",
          unit={**dict.fromkeys((*QUANTILES, "mean"), "output"), "fraction-nonpositive": "fraction"})
 def margin(subject: Subject) -> dict[str, Estimate]:
     """Quantiles of f(x)_y - max_{j != y} f(x)_j over the training set, on raw outputs and given labels."""

@@ -51,7 +51,7 @@ def groups(subject: Subject, per_layer: bool) -> dict[str, Layer | None]:
     return {**({x.name: x for x in subject.layers} if per_layer else {}), "total": None}
 
 
-@measure("noise-stability", index=("layer", "sigma", "term"), unit="loss",
+@measure("noise-stability", index=("layer", "sigma", "term"), unit="loss", sharded={},
          source="Ju, Li & Zhang 2022, arXiv:2206.02659; measures.md 6")
 def noise_stability(subject: Subject, *, sigmas: tuple[float, ...] = SIGMAS, per_layer: bool = False,
                     covariance: str = "isotropic", layer_sigmas: tuple[float, ...] = (), one_sided: bool = False,

@@ -11,7 +11,7 @@ from genmeasure.spectral import operator_norm, operator_norm_upper
 from genmeasure.subject import Subject
 
 
-@measure("norm", index=("layer", "term"), source="measures.md 0.3, 2, 4",
+@measure("norm", index=("layer", "term"), sharded={}, source="measures.md 0.3, 2, 4",
          unit=dict.fromkeys((*NORMS, "operator", "operator-upper"), "weight"))
 def norm(subject: Subject, *, fold: bool = False) -> dict[tuple[str, str], Estimate]:
     """Norms of every layer's weight: Frobenius, spectral and MARS of the reshaped matrix, (2,1), and of the linear map.

@@ -26,7 +26,7 @@ def predictive_power(readings: pd.DataFrame, *, axes: Sequence[str], gap: str = 
                      cluster: str | Sequence[str] | None = None, given: str | None = None,
                      test_examples: int | None = None, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
     """How well every checkpoint-wide quantity, and every baseline, predicts the gap; one row each. The terms of a bound
-    that has a total are left out.
+    that has a total are left out, and so is what was measured on test data: the gap and its parts predict nothing.
 
     axes: label columns that are hyper-parameters; checkpoints that agree in all of them are repeats. gap: term of the
     measure `gap`; the sign error takes `error-gap`. cluster: label columns; checkpoints that agree in all of them are
@@ -48,7 +48,8 @@ def predictive_power(readings: pd.DataFrame, *, axes: Sequence[str], gap: str = 
     membership = correlation.clusters(frame, cluster)
     settings = subjects(frame)
     table, kinds = correlation.quantities_of(frame, gap)
-    table = table[~correlation.redundant(table.index.to_frame(index=False)).to_numpy()]
+    keys = table.index.to_frame(index=False)
+    table = table[~(correlation.redundant(keys) | tested(keys)).to_numpy()]
     table = table.reindex(columns=membership.index)
     gaps = correlation.gaps_of(frame, gap).reindex(membership.index).to_numpy()
     errors = correlation.gaps_of(frame, "error-gap").reindex(membership.index).to_numpy() if test_examples else None
@@ -71,6 +72,11 @@ def predictive_power(readings: pd.DataFrame, *, axes: Sequence[str], gap: str = 
                *(f"{name}{end}" for name in STATISTICS[2:] for end in ("", "-low", "-high"))]
     result = pd.DataFrame(rows, columns=columns)
     return result.assign(sigma=result["sigma"].replace("", np.nan).astype(float))
+
+
+def tested(frame: pd.DataFrame) -> pd.Series:
+    """Rows of the measure `gap` that take test data."""
+    return (frame["measure"] == "gap") & frame["term"].str.contains("-test|-gap")
 
 
 def _row(values, gaps, errors, fixed, grid: Grid, resample, test_examples) -> dict | None:

@@ -27,6 +27,7 @@ class Precision:
         self.device_type = torch.device(device).type
         self.dtype = PRECISIONS[name]
         self.scaler = torch.amp.GradScaler(self.device_type) if name == "float16" else None
+        self._scaled = False  # in the present step; a gradient may also come from differences, without a backward pass
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Around one forward pass: weights may be moved between passes, and the casts of earlier ones are dropped."""
@@ -34,7 +35,10 @@ class Precision:
 
     def scale(self, loss: Tensor) -> Tensor:
         """What to call backward() on."""
-        return loss if self.scaler is None else self.scaler.scale(loss)
+        if self.scaler is None:
+            return loss
+        self._scaled = True
+        return self.scaler.scale(loss)
 
     @torch.no_grad()
     def unscale(self, gradients: Iterable[Tensor]) -> None:
@@ -50,9 +54,10 @@ class Precision:
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
         """The optimizer's step on unscaled gradients; False where they overflowed: then nothing moves, and the scale
         is halved."""
-        if self.scaler is None:
+        if not self._scaled:
             optimizer.step()
             return True
+        self._scaled = False
         scale = self.scaler.get_scale()
         # a power of two, so that nothing is lost when the scaler divides by it again to look for overflow
         torch._foreach_mul_([p.grad for p in _parameters(optimizer) if p.grad is not None], scale)

@@ -200,6 +200,12 @@ def test_training_in_fewer_bits_learns(name, precision, net, train, validation, 
     assert all(p.dtype == torch.float32 for p in result.model.parameters())
 
 
+def test_a_gradient_from_differences_needs_no_scale_in_float16(net, train, settings):
+    result = fine_tune(net, "zeroth-order", train, settings=replace(settings, epochs=1, precision="float16"))
+    assert math.isfinite(result.history[-1].training_loss)
+    assert not torch.equal(result.model.head.weight, net.head.weight)
+
+
 def test_clipping_holds_for_gradient_and_penalty_together(flat, batch):
     class Pull(Penalty):
         def __call__(self, model):

@@ -6,7 +6,7 @@ from torch import nn
 
 import genmeasure as gm
 from genmeasure.curvature import gauss_newton
-from genmeasure.curvature.pieces import made_of_linear_pieces
+from genmeasure.curvature.piecewise import Structure, structure
 from genmeasure.data.batches import Batches
 
 
@@ -67,19 +67,19 @@ SMOOTH = {"tanh": nn.Tanh(), "gelu": nn.GELU(), "gate": Gate(), "weight used twi
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_operations_agree_with_second_derivatives(name, monkeypatch):
     risk = subject(KNOWN[name]).risk
-    assert made_of_linear_pieces(risk)
-    monkeypatch.setattr(gauss_newton, "made_of_linear_pieces", lambda _: False)
+    assert structure(risk).linear
+    monkeypatch.setattr(gauss_newton, "structure", lambda _: Structure(linear=False, kinks=True))
     assert all(gauss_newton.linear_layers(risk))
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_what_bends_is_never_taken_for_linear(name):
     risk = subject(SMOOTH[name]).risk
-    assert not made_of_linear_pieces(risk)
+    assert not structure(risk).linear
     assert not all(gauss_newton.linear_layers(risk))
 
 
 def test_an_unknown_operation_is_left_to_second_derivatives():
     risk = subject(RunningSum()).risk
-    assert not made_of_linear_pieces(risk)
+    assert not structure(risk).linear
     assert gauss_newton.piecewise_linear(risk)
