@@ -28,6 +28,10 @@ def audited(name, architecture, count, mean, std, **options):
     return gm.subject(net, start, data.gather(torch.arange(min(count, data.size))), device="cpu", **options)
 
 
+ROUNDING = 1e-6
+"""Of a trace: what the pairs may add that are left out because float32 does not see them."""
+
+
 def totals(frame):
     return frame[frame["layer"] == "total"].iloc[0]
 
@@ -36,7 +40,7 @@ def test_resnet20_is_piecewise_linear_and_its_exact_trace_agrees_with_probes():
     s = audited("aka_resnet20", "resnet20-A", 32, "0.485,0.456,0.406", "0.229,0.224,0.225")
     assert len(s.layers) == 20
     exact = totals(gm.measure(s, "hessian-trace"))
-    assert exact["stderr"] == 0
+    assert exact["stderr"] < ROUNDING * exact["value"]
     probed = totals(gm.measure(s, "hessian-trace", route="hutchinson", rtol=0.2, layer_rtol=10, max_passes=30))
     assert abs(probed["value"] - exact["value"]) < 4 * probed["stderr"]
     assert probed["stderr"] < 0.5 * exact["value"]
@@ -45,7 +49,7 @@ def test_resnet20_is_piecewise_linear_and_its_exact_trace_agrees_with_probes():
 def test_resnet20_traces_agree_without_a_derivative():
     s = audited("aka_resnet20", "resnet20-A", 32, "0.485,0.456,0.406", "0.229,0.224,0.225")
     exact = gm.measure(s, "hessian-trace")
-    assert (exact["stderr"] == 0).all()
+    assert (exact["stderr"] < ROUNDING * exact["value"]).all()
     with torch.inference_mode():
         found = gm.measure(s, "hessian-trace", route="forward", rtol=0.1, layer_rtol=0.5)
     z = ((found["value"] - exact["value"]) / found["stderr"]).abs()
