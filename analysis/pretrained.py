@@ -20,8 +20,7 @@ from genmeasure.checkpoints.read import read
 from genmeasure.checkpoints.write import write
 from genmeasure.data import manifest
 from genmeasure.data.batches import Batches
-from genmeasure.data.label_noise import noisy_labels
-from genmeasure.data.readers import load, undo_differences
+from genmeasure.data.readers import load, undo_differences, with_noise
 from genmeasure.errors import InputError
 from genmeasure.fine_tuned import FineTuned
 from genmeasure.study import Request
@@ -142,11 +141,8 @@ def grey(name: str, rows: int, skip: int = 0, noise: str = "", mean: tuple[float
 
 
 def noisy(data: Batches, noise: str) -> Batches:
-    """With wrong labels of that kind, as `?noise=` makes them in files of data; `data` itself for none."""
-    if not noise:
-        return data
-    labels = noisy_labels(noise, data.labels, int(data.labels.max()) + 1)
-    return data.relabelled(labels.labels, f"label noise {noise}", labels.confusion)
+    """With wrong labels of that kind; `data` itself for none."""
+    return with_noise(data, noise, data.name) if noise else data
 
 
 class Block(nn.Module):

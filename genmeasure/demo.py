@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from genmeasure.data.batches import Batches
 from genmeasure.data.digits import digits
 from genmeasure.data.label_noise.symmetric import symmetric
 from genmeasure.engine import Engine, LocalEngine
-from genmeasure.errors import InputError
+from genmeasure.fine_tuned import carry_out, recipe_of
 from genmeasure.registry import algorithm
 from genmeasure.subject import SubjectFiles
 from genmeasure.training.algorithm import get_algorithm
@@ -114,7 +114,7 @@ class Run:
         recipe = json.dumps({"start": fingerprint(started.tensors), "data": train.fingerprint, "method": self.method,
                              "parameters": dict(self.parameters), "settings": asdict(self.settings),
                              "code": _code(self.method)}, sort_keys=True)
-        if _recipe(self.end) == recipe:
+        if recipe_of(self.end) == recipe:
             return self.name
         model = build(MODEL)
         match(model, started.tensors)
@@ -133,17 +133,6 @@ class Run:
 
 def _code(method: str) -> list[str]:
     return [algorithm[method].source_hash(), inspect.getsource(DigitNetwork)]
-
-
-def _recipe(path: Path) -> str | None:
-    try:
-        return read(path).metadata.get("recipe")
-    except InputError:
-        return None
-
-
-def _carry_out(run: Run, _: int) -> Iterator[str]:
-    yield run()
 
 
 def plan(folder: Path, seeds: int) -> list[Run]:
@@ -172,7 +161,7 @@ def write_start(run: Run) -> None:
     """The start that all checkpoints of a seed share: pretrained on digits 0-4, with a fresh head."""
     settings = Settings(**{**asdict(PRETRAINING), "seed": run.seed})
     recipe = json.dumps({"settings": asdict(settings), "code": _code("plain")}, sort_keys=True)
-    if _recipe(run.start) == recipe:
+    if recipe_of(run.start) == recipe:
         return
     train = digits(classes=(0, 1, 2, 3, 4), seed=0)["train"]
     model = build(MODEL, seed=run.seed)
@@ -196,6 +185,6 @@ def make(runs: Sequence[Run], *, device: str = "cpu", engine: Engine | None = No
         write_data(run)
     for run in {run.start: run for run in runs}.values():
         write_start(run)
-    for _ in (engine or LocalEngine()).map(_carry_out, runs, "fine-tune"):
+    for _ in (engine or LocalEngine()).map(carry_out, runs, "fine-tune"):
         pass
     return [run.files(device) for run in runs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class FineTuned:
             "validation": validation.fingerprint if validation else "", "method": self.method,
             "parameters": dict(self.parameters), "settings": asdict(self.settings), "head": self.head,
             "code": algorithm[self.method].source_hash()}, sort_keys=True)
-        if _recipe(self.end) == recipe:
+        if recipe_of(self.end) == recipe:
             return self.name
         result = fine_tune(model, get_algorithm(self.method, **self.parameters), train, validation,
                            settings=self.settings, head=self.head, confusion=train.confusion)
@@ -93,20 +93,22 @@ class FineTuned:
         return self.name
 
 
-def _recipe(path: Path) -> str | None:
+def recipe_of(path: Path) -> str | None:
+    """What a checkpoint says of how it was made; None for one that is absent, broken off or says nothing."""
     try:
         return read(path).metadata.get("recipe")
-    except InputError:  # absent, or broken off
+    except InputError:
         return None
 
 
-def _carry_out(wanted: FineTuned, _: int) -> Iterator[str]:
+def carry_out(wanted: Callable[[], str], _: int) -> Iterator[str]:
+    """One checkpoint, as a task of an engine; its name."""
     yield wanted()
 
 
 def make(wanted: Sequence[FineTuned], *, device: str = "auto", engine: Engine | None = None) -> list[SubjectFiles]:
     """Make the checkpoints that are missing; the subjects to audit."""
-    for _ in (engine or LocalEngine()).map(_carry_out, wanted, "fine-tune"):
+    for _ in (engine or LocalEngine()).map(carry_out, wanted, "fine-tune"):
         pass
     return [one.files(device) for one in wanted]
 

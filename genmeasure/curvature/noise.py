@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -101,12 +100,15 @@ class Noise:
         if self._kept is None:
             return self._drawn(place)
         if not self._kept:
-            names = [x.name for x in self.layers]
-            many = sum(self.weights[name].numel() for name in names) > SHARED_OUT
-            with ThreadPoolExecutor(min(torch.get_num_threads(), len(names))) if many else nullcontext() as threads:
-                drawn = (threads.map if many else map)(self._drawn, range(len(names)))
-                self._kept.update(zip(names, drawn, strict=True))
+            self._kept.update(zip([x.name for x in self.layers], self._all_drawn(), strict=True))
         return self._kept[layer.name]
+
+    def _all_drawn(self) -> list[Tensor]:
+        places = range(len(self.layers))
+        if sum(self.weights[x.name].numel() for x in self.layers) <= SHARED_OUT:
+            return [self._drawn(place) for place in places]
+        with ThreadPoolExecutor(min(torch.get_num_threads(), len(places))) as threads:
+            return list(threads.map(self._drawn, places))
 
     @torch.no_grad()
     def _drawn(self, place: int) -> Tensor:

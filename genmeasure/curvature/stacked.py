@@ -40,18 +40,7 @@ def runs_of(batches: Sequence[Batch], size: int, most: int) -> list[Batch]:
             run.append(batch)
         else:
             found.append([batch])
-    return [run[0] if len(run) == 1 else _joined(run) for run in found]
-
-
-def _joined(run: Sequence[Batch]) -> Batch:
-    parts: list[list[Tensor]] = []
-    for batch in run:
-        parts.append([])
-        map_tensors(batch.inputs, parts[-1].append)
-    columns = iter([torch.cat(column) for column in zip(*parts, strict=True)])
-    return replace(run[0], inputs=map_tensors(run[0].inputs, lambda _: next(columns)),
-                   targets=torch.cat([b.targets for b in run]), rows=torch.cat([b.rows for b in run]),
-                   clean=None if run[0].clean is None else torch.cat([b.clean for b in run]))
+    return [run[0].joined(*run[1:]) if run[1:] else run[0] for run in found]
 
 
 class Convolutions(TorchFunctionMode):

@@ -117,16 +117,18 @@ class Batch:
         """Whether the examples of both have the same shapes."""
         return [t.shape[1:] for t in self.tensors()] == [t.shape[1:] for t in other.tensors()]
 
-    def joined(self, other: Batch) -> Batch:
-        """The examples of both."""
-        mine, theirs = [], []
-        map_tensors(self.inputs, mine.append)
-        map_tensors(other.inputs, theirs.append)
-        both = iter([torch.cat(pair) for pair in zip(mine, theirs, strict=True)])
-        return replace(self, inputs=map_tensors(self.inputs, lambda t: next(both)),
-                       targets=torch.cat([self.targets, other.targets]),
-                       clean=None if self.clean is None else torch.cat([self.clean, other.clean]),
-                       rows=None if self.rows is None or other.rows is None else torch.cat([self.rows, other.rows]))
+    def joined(self, *others: Batch) -> Batch:
+        """The examples of all, in order."""
+        batches = (self, *others)
+        parts: list[list[Tensor]] = [[] for _ in batches]
+        for batch, tensors in zip(batches, parts, strict=True):
+            map_tensors(batch.inputs, tensors.append)
+        columns = iter([torch.cat(column) for column in zip(*parts, strict=True)])
+        numbered = all(b.rows is not None for b in batches)
+        return replace(self, inputs=map_tensors(self.inputs, lambda t: next(columns)),
+                       targets=torch.cat([b.targets for b in batches]),
+                       clean=None if self.clean is None else torch.cat([b.clean for b in batches]),
+                       rows=torch.cat([b.rows for b in batches]) if numbered else None)
 
     def digest(self) -> str:
         """A hash of every tensor in the batch, its dtype and shape included."""

@@ -69,15 +69,18 @@ def load(spec: str, *, batch_size: int = DEFAULT_BATCH_SIZE, tokenizer: str | No
     target, arguments, part = _parsed(spec)
     noise = None if _is_function(target) else arguments.pop("noise", None)
     found = _loaded(spec, target, arguments, part, batch_size, {"tokenizer": tokenizer, "task": task})
-    return found if noise is None else _with_noise(found, noise, spec)
+    return found if noise is None else with_noise(found, noise, spec)
 
 
 def _is_function(target: str) -> bool:
     return ":" in target and not target.endswith(".npz") and not Path(target).exists()
 
 
-def _with_noise(data: Batches, noise: Any, spec: str) -> Batches:
-    """Labels as `noise` makes them, among the classes 0..largest label."""
+def with_noise(data: Batches, noise: Any, spec: str) -> Batches:
+    """Labels as `noise` makes them, among the classes 0..largest label.
+
+    Raises `InputError` for noise that is not known and for labels that are not one class per example.
+    """
     labels = data.labels if len({t.shape[1:] for t in data.targets}) == 1 else torch.empty(0, 0)
     if not isinstance(noise, str) or labels.ndim != 1 or labels.is_floating_point():
         raise InputError(f"noise={noise!r} came in {spec!r}, whose labels have the shape {list(labels.shape)}; give a "

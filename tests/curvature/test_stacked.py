@@ -85,7 +85,7 @@ def test_memory_that_is_short_cuts_between_and_within_groups(monkeypatch):
         raise RuntimeError("CUDA out of memory")
     monkeypatch.setattr(noise, "stacked_differences", short)
     other, _ = drawn(made("residual"))
-    assert sizes[0] == 3 * size  # then a group and a half at a time, of which each part is a group's
+    assert sizes == [3 * size]  # then a group and a half at a time, of which each part is a group's
     torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
 
 
