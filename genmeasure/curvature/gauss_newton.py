@@ -18,6 +18,7 @@ from torch.func import vjp, vmap
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import directional, first_derivative
+from genmeasure.curvature.padding import cut
 from genmeasure.curvature.piecewise import structure
 from genmeasure.curvature.survey import Survey, negligible, output_hessian, survey
 from genmeasure.curvature.tangents import second_derivatives
@@ -49,7 +50,7 @@ def linear_layers(risk: Risk, taps: Taps | None = None, seed: int = 0, examples:
     """
     if structure(risk).linear:
         return (True,) * len(risk.layers)
-    batch = risk.place(next(iter(risk.batches)).select(slice(examples)))
+    batch = risk.place(cut(risk, next(iter(risk.batches)).select(slice(examples))))
     draws = generator("linear layers", seed)
     vectors = {k: torch.randn(w.shape, generator=draws, dtype=torch.float64).to(w) for k, w in risk.weights.items()}
     weights = torch.randn(risk.outputs({}, batch).shape, generator=draws, dtype=torch.float64)

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import written_out
+from genmeasure.curvature.matrix_product import linear as linear_product
 from genmeasure.curvature.padding import by_length, cut, length
 from genmeasure.curvature.taps import (
     AGREEMENT,
@@ -136,7 +137,7 @@ class Step:
     numbers of the rows of its output that the network's outputs depend on, where that is not most of them.
     """
 
-    rule: Callable[[Step, list[Tangent]], tuple[Tangent, Tensor | None]] | None
+    rule: Callable[[Step, list[Tangent]], tuple[list[Tangent], Tangent | None]] | None
     function: Callable
     moved: list[Tensor]
     apply: Callable
@@ -158,7 +159,8 @@ class Step:
             (self.rule is addition and all(t.shape == like.shape for t in self.moved)))
 
 
-# rules: (step, tangents of what moves) -> the tangents of its output, and <g, m''[t, t]> before it is summed
+# rules: (step, tangents of what moves) -> the tangents of its output, and <g, m''[t, t]> before it is summed over each
+# example's numbers. Large temporaries cost more than arithmetic, so what is new is changed in place.
 
 def affine(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], None]:
     slots, values = _aligned(tangents)
@@ -188,7 +190,7 @@ def addition(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], None]:
     return [first + other[0] if other else first], None
 
 
-def any_function(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]:
+def any_function(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tangent]:
     """By nested forward mode through the one operation."""
     slots, values = _aligned(tangents)
     zero, one = torch.zeros_like(values[0].flatten()[0]), torch.ones_like(values[0].flatten()[0])
@@ -199,31 +201,41 @@ def any_function(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Te
         return jvp(lambda a: jvp(line, (a,), (one,))[1], (zero,), (one,))
     with torch.no_grad(), written_out():
         first, second = vmap(twice)(*values)
-    return [Tangent(slots, first)], step.slope * second
+    return [Tangent(slots, first)], Tangent(slots, step.slope * second)
 
 
-def elementwise(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]:
+def elementwise(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tangent | None]:
     (t,) = tangents
     with torch.enable_grad():
         x = step.moved[0].detach().requires_grad_()
         (first,) = torch.autograd.grad(step.apply(x).sum(), x, create_graph=True)
         second = torch.autograd.grad(first.sum(), x)[0] if first.requires_grad else torch.zeros_like(x)
     first, bent = first.detach(), step.slope * second
-    return [Tangent(t.slots, first * t.values)], bent * t.values.square() if bent.any() else None
+    found = [Tangent(t.slots, first * t.values)]
+    return found, Tangent(t.slots, t.values.square().mul_(bent)) if bent.any() else None
 
 
-def bilinear(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor | None]:
+def bilinear(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tangent | None]:
     (a, b), (s, t) = step.moved, tangents
-    moved = (Tangent(s.slots, vmap(step.apply, (0, None))(s.values, b)) +
-             Tangent(t.slots, vmap(step.apply, (None, 0))(a, t.values)))
+    matrices = getattr(step.function, "__name__", "") in MATRIX_PRODUCTS
+    if matrices and a.ndim == b.ndim > 2 and a.shape[:-2] == b.shape[:-2]:
+        left, right = _rows_times(s.values, b), _rows_times(t.values.mT, a.mT).mT
+    else:
+        left, right = vmap(step.apply, (0, None))(s.values, b), vmap(step.apply, (None, 0))(a, t.values)
+    moved = Tangent(s.slots, left) + Tangent(t.slots, right)
     both = tuple(x for x in s.slots if x in t.slots)
     if not both:
         return [moved], None
-    second = 2 * step.slope * vmap(step.apply)(s.at(both), t.at(both))
-    return [moved], Tangent(both, second).over(moved.slots)
+    return [moved], Tangent(both, vmap(step.apply)(s.at(both), t.at(both)).mul_(2 * step.slope))
 
 
-def softmax(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]:
+def _rows_times(values: Tensor, matrices: Tensor) -> Tensor:
+    """values [k, *b, t, d] times matrices [*b, d, u], [k, *b, t, u]: one product for each matrix and not k of them."""
+    rows = values.movedim(0, -3)  # [*b, k, t, d]
+    return (rows.flatten(-3, -2) @ matrices).unflatten(-2, rows.shape[-3:-1]).movedim(-3, 0)
+
+
+def softmax(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tangent]:
     def over(_: Tensor, dim: int, *__: Any, **___: Any) -> int:
         return dim
     (t,), p = tangents, step.outputs[0]
@@ -232,10 +244,10 @@ def softmax(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]
     dim = dim if dim < 0 else dim - p.ndim
     centred = t.values - (p * t.values).sum(dim, keepdim=True)
     bent = p * (step.slope - (p * step.slope).sum(dim, keepdim=True))
-    return [Tangent(t.slots, p * centred)], bent * centred.square()
+    return [Tangent(t.slots, p * centred)], Tangent(t.slots, centred.square_().mul_(bent))
 
 
-def layer_norm(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor]:
+def layer_norm(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tangent]:
     """y = w c / s + b with c = x - mean(x), s^2 = mean(c^2) + eps: twice differentiated, with y' = c'/s - y s'/s."""
     def setting(_: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
                 eps: float = 1e-5, *__: Any) -> tuple:
@@ -246,17 +258,17 @@ def layer_norm(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tens
     centred = x - x.mean(over, keepdim=True)
     scale = (centred.square().mean(over, keepdim=True) + eps).rsqrt()
     y = centred * scale
-    moved = (t.values - t.values.mean(over, keepdim=True)) * scale
+    moved = (t.values - t.values.mean(over, keepdim=True)).mul_(scale)
     spread = (moved * y).mean(over, keepdim=True)  # s' / s
-    first = moved - y * spread
-    slope = step.slope if weight is None else step.slope * weight
     # y'' = -(2 y' s' + y s'') / s with s'' / s = mean(c'^2) / s^2 - (s' / s)^2
     curved = moved.square().mean(over, keepdim=True) - spread.square()
-    second = -slope * (2 * first * spread + y * curved)
-    return [Tangent(t.slots, first if weight is None else first * weight)], second
+    first = moved.addcmul_(y, spread, value=-1)
+    slope = step.slope if weight is None else step.slope * weight
+    second = -2 * spread * (first * slope).sum(over, keepdim=True) - curved * (slope * y).sum(over, keepdim=True)
+    return [Tangent(t.slots, first if weight is None else first.mul_(weight))], Tangent(t.slots, second)
 
 
-def on_live_rows(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tensor | None]:
+def on_live_rows(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tangent | None]:
     """The rule on live rows alone; nothing comes of the others (padding, tokens that nobody looks at)."""
     def rows(tensor: Tensor) -> Tensor:
         return tensor.flatten(0, -2)[step.live]
@@ -265,7 +277,7 @@ def on_live_rows(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Te
     found, bent = step.rule(part, [Tangent(t.slots, t.rows(step.live)) for t in tangents])
     shape = step.outputs[0].shape
     if bent is not None:
-        bent = _among_all(bent.sum(-1, keepdim=True), step.live, (*shape[:-1], 1))
+        bent = Tangent(bent.slots, _among_all(bent.values.sum(-1, keepdim=True), step.live, (*shape[:-1], 1)))
     return [replace(t, live=step.live, shape=shape) for t in found], bent
 
 
@@ -300,7 +312,8 @@ ELEMENTWISE = frozenset((
     "log1p", "sqrt", "rsqrt", "square", "sin", "cos", "erf", "abs", "reciprocal"))
 """Of one tensor, number by number."""
 MULTIPLICATIONS = frozenset(["mul", "__mul__", "__rmul__", "multiply"])
-PRODUCTS = frozenset(["matmul", "__matmul__", "bmm", "mm"]) | MULTIPLICATIONS
+MATRIX_PRODUCTS = frozenset(["matmul", "__matmul__", "bmm", "mm"])
+PRODUCTS = MATRIX_PRODUCTS | MULTIPLICATIONS
 """Bilinear in two tensors."""
 DIVISIONS = frozenset(["div", "__truediv__", "true_divide", "divide"])
 AFFINE_IN_FIRST = DIVISIONS | {"linear", "conv1d", "conv2d", "conv3d", "batch_norm"}
@@ -365,7 +378,7 @@ class _Recording(TorchFunctionMode):
             func = INSTEAD.get(name, func)
             if name not in INSTEAD and name.endswith("_") and not name.startswith("__"):
                 raise NoRuleError(f"{name} changes its input")
-        output = func(*args, **kwargs)
+        output = (linear_product if func is F.linear else func)(*args, **kwargs)
         call = linear_call(func, args, kwargs)
         layer = call and self.names.get(weight_key(call.weight))
         if layer:
@@ -472,10 +485,7 @@ class Tangents:
             raise OtherPathError
         risk.spend(FORWARD * (5 + sum(self.taps.behind(name) for name in names)), len(batch))
         slope, curvature = _of_function(run.outputs, batch, function)
-        self._find_live_rows(run)
-        wanted = list(places)
-        for i, g in zip(wanted, run.slopes(slope, wanted), strict=True):
-            run.steps[i].slope = None if g is None else g.detach()
+        self._look_back(run, slope, list(places))
         second = slope.new_zeros(len(names), len(batch))
         moved = self._carried(run, places, probes, names, second, len(batch))
         first = torch.zeros_like(second)
@@ -486,13 +496,27 @@ class Tangents:
         return first.T, second.T
 
     @staticmethod
-    def _find_live_rows(run: Recorded) -> None:
-        """The gradient of a random combination of the outputs is zero where they depend on nothing."""
+    def _look_back(run: Recorded, slope: Tensor, curved: Sequence[int]) -> None:
+        """Gives the steps `curved` the gradient along `slope`, and rows that can be left out their live ones.
+
+        The gradient of the network's outputs in a direction without zeros is zero where they depend on nothing (and
+        where it happens to cancel: there neither slope nor curvature of the function see a tangent). A random direction
+        is taken where the slope has zeros.
+        """
         wanted = [i for i, step in enumerate(run.steps) if step.row_by_row]
-        mix = torch.randn(run.outputs.shape, generator=generator("live rows"), dtype=torch.float64).to(run.outputs)
-        for i, g in zip(wanted, run.slopes(mix, wanted, again=True), strict=True):
-            if g is not None:
-                live = (g != 0).any(-1).flatten()
+        if bool((slope != 0).all()):
+            both = sorted({*curved, *wanted})
+            found = dict(zip(both, run.slopes(slope, both), strict=True))
+            along = found
+        else:
+            mix = torch.randn(run.outputs.shape, generator=generator("live rows"), dtype=torch.float64).to(run.outputs)
+            found = dict(zip(wanted, run.slopes(mix, wanted, again=True), strict=True))
+            along = dict(zip(curved, run.slopes(slope, curved), strict=True))
+        for i in curved:
+            run.steps[i].slope = None if along[i] is None else along[i].detach()
+        for i in wanted:
+            if found[i] is not None:
+                live = (found[i] != 0).any(-1).flatten()
                 if live.double().mean() < MOST_LIVE:
                     run.steps[i].live = live.nonzero().squeeze(1)
 
@@ -512,8 +536,8 @@ class Tangents:
                 if key in last and last[key] > number:
                     tangents[key] = tangent
             if bent is not None and found:
-                by_example = places[number].by_example(bent, examples).sum((1, 3))
-                second[list(found[0].slots)] += by_example
+                by_example = places[number].by_example(bent.values, examples).sum((1, 3))
+                second[list(bent.slots)] += by_example
             step.slope = live.slope = None
             for t in step.moved:
                 if last[id(t)] <= number:
@@ -522,7 +546,7 @@ class Tangents:
         return None if found is None else found.whole()
 
     def _through(self, step: Step, inputs: list[Tangent | None], probes: Mapping[str, Probe],
-                 names: list[str]) -> tuple[list[Tangent], Tensor | None]:
+                 names: list[str]) -> tuple[list[Tangent], Tangent | None]:
         if step.use is not None:
             return self._through_layer(step, inputs[0] if inputs else None, probes, names)
         if not any(inputs):
@@ -545,7 +569,7 @@ class Tangents:
         return step.rule(step, [t.whole() for t in inputs])
 
     def _through_layer(self, step: Step, source: Tangent | None, probes: Mapping[str, Probe],
-                       names: list[str]) -> tuple[list[Tangent], Tensor | None]:
+                       names: list[str]) -> tuple[list[Tangent], Tangent | None]:
         layout, call, output = self.taps.layouts[step.use], step.call, step.outputs[0]
         slot = names.index(layout.layer) if layout.layer in probes else None
         again = source is not None and slot in source.slots  # used before: its input moves with it
@@ -555,32 +579,32 @@ class Tangents:
         slots = () if source is None else source.slots
         new = () if slot is None or again else (slot,)
         shape = output.shape if live is None else (len(live), output.shape[-1])
-        values = output.new_empty(len(slots) + len(new), *shape)
+        parts = []
         if source is not None:
-            _operate(call, source.whole().values if live is None else source.rows(live), values[:len(slots)])
+            parts.append(_operate(call, source.whole().values if live is None else source.rows(live)))
         if slot is not None:
             own = probes[layout.layer].move(layout, call, output)
         if new:
-            values[-1] = own.reshape(shape) if live is None else own[live]
+            parts.append(own.reshape(1, *shape) if live is None else own[live][None])
+        values = torch.cat(parts) if len(parts) > 1 else parts[0]
         found = Tangent((*slots, *new), values, live, None if live is None else output.shape)
         if not again:
             return [found], None
         at = slots.index(slot)
         values[at] += own.reshape(shape)
         twice = replace(call, input=source.whole().values[at])
-        bent = torch.zeros_like(values)
-        bent[at] = 0 if step.slope is None else 2 * step.slope * probes[layout.layer].move(
-            layout, twice, output).reshape(shape)
-        return [found], bent
+        if step.slope is None:
+            return [found], None
+        bent = 2 * step.slope * probes[layout.layer].move(layout, twice, output).reshape(shape)
+        return [found], Tangent((slot,), bent[None])
 
 
-def _operate(call: Call, values: Tensor, into: Tensor) -> None:
+def _operate(call: Call, values: Tensor) -> Tensor:
     """The layer's linear operation on stacked inputs [k, ...]."""
     weight = call.weight.detach()
     if call.convolution is not None:
-        into.copy_(call.operation(values.flatten(0, 1), weight).unflatten(0, (len(values), -1)))
-        return
-    torch.mm(values.flatten(0, -2), weight if call.transposed else weight.T, out=into.flatten(0, -2))
+        return call.operation(values.flatten(0, 1), weight).unflatten(0, (len(values), -1))
+    return linear_product(values, weight.T if call.transposed else weight)
 
 
 def _of_function(outputs: Tensor, batch: Batch, function: Function) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from genmeasure.curvature.matrix_product import linear
 from genmeasure.data.batches import Batch
 from genmeasure.risk import FORWARD, GRADIENT, Risk
 
@@ -168,7 +169,7 @@ class _Tapping(TorchFunctionMode):
                 return attention_function(*args, **kwargs)
         if func is F.batch_norm:
             return batch_norm(*args, **kwargs)
-        output = func(*args, **kwargs)
+        output = (linear if func is F.linear else func)(*args, **kwargs)
         call = linear_call(func, args, kwargs)
         name = call and self.names.get(weight_key(call.weight))
         return output if name is None else self.tap(name, call, output)
@@ -205,7 +206,7 @@ def linear_call(func: Callable, args: tuple, kwargs: Mapping) -> Call | None:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
-    return Call(weight, input, None, F.linear)
+    return Call(weight, input, None, linear)
 
 
 def _convolution(func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,

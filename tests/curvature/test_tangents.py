@@ -190,3 +190,16 @@ def test_rows_that_nothing_depends_on_are_left_out_and_change_nothing(monkeypatc
     assert not calls
     for a, b in zip(found, whole, strict=True):
         assert torch.allclose(a, b, rtol=1e-11, atol=1e-14)
+
+
+def test_rows_are_not_left_out_because_a_function_is_flat():
+    """Its slopes are zero in some or all of the outputs, its curvature is not."""
+    def flat(outputs, _):
+        return (outputs - outputs.detach()).square().sum(1)
+
+    def flat_in_part(outputs, batch):
+        return flat(outputs, batch) + outputs[:, 0]
+    for function in (flat, flat_in_part):
+        for ours, twin in both(make(Encoder), function):
+            assert torch.allclose(ours[1], twin[1], rtol=1e-10, atol=1e-13)
+            assert (twin[1] != 0).all()
