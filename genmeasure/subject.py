@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genmeasure.checkpoints.build import build
+from genmeasure.checkpoints.build import ModuleFiles, build
 from genmeasure.checkpoints.match import fingerprint, match, task_modules
 from genmeasure.checkpoints.names import table
 from genmeasure.checkpoints.pair import read_pair, read_start
@@ -72,6 +72,9 @@ class Subject:
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)
     precision: Precision = FLOAT32
     offload: bool = False
+
+    def __reduce__(self) -> tuple:
+        return _restored, (ModuleFiles.of(self.model), self.__dict__)
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """`compute()` on the first call with `key`, its result afterwards; see `Shared`."""
@@ -461,6 +464,12 @@ def _check_depends(subject: Subject) -> None:
         raise InputError(f"the outputs of {type(subject.model).__name__} have no derivative with respect to any of the "
                          f"{len(risk.layers)} layers' weights; remove torch.no_grad, detach or .data from its forward "
                          "pass")
+
+
+def _restored(_: ModuleFiles, fields: Mapping[str, Any]) -> Subject:
+    subject = object.__new__(Subject)
+    subject.__dict__.update(fields)
+    return subject
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 
 import genmeasure as gm
 from genmeasure import study
+from genmeasure.checkpoints.build import build
 from genmeasure.checkpoints.write import write
 from genmeasure.engine import LocalEngine
 from genmeasure.errors import InputError
@@ -263,6 +264,14 @@ def test_two_workers_give_the_readings_of_one(tmp_path):
     assert one.groupby("subject")["seed"].first().tolist() == [0, 1, 2]
     facts = [json.loads((tmp_path / f"out{n}" / "provenance.json").read_text()) for n in (1, 2)]
     assert facts[0]["subjects"] == facts[1]["subjects"]
+
+
+def test_workers_find_the_classes_of_a_model_that_is_built_from_a_file(tmp_path):
+    model = build(f"{small.FILE}:residual", seed=0)
+    subjects = [gm.subject(model, model, small.batches(seed=i), name=f"s{i}", device="cpu") for i in range(2)]
+    one, two = (run(subjects, CHEAP[:2], tmp_path / f"out{n}", engine=LocalEngine(n)) for n in (1, 2))
+    pd.testing.assert_frame_equal(one.drop(columns="seconds"), two.drop(columns="seconds"), check_exact=True)
+    assert type(model).__module__ not in (small.__name__, __name__)
 
 
 def test_the_global_random_state_is_as_it_was(tmp_path):

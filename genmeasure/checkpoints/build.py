@@ -15,6 +15,7 @@ import inspect
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -151,8 +152,7 @@ def _module_from_file(path: Path) -> ModuleType:
     """Run a file as a module under a name that depends on its place and content."""
     if not path.is_file():
         raise InputError(f"there is no file {path}; give the path of an existing file, as in path/to/file.py:function")
-    content = path.read_bytes()
-    name = f"_{path.stem}_{hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:12]}"
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     description = importlib.util.spec_from_file_location(name, path)
@@ -167,6 +167,38 @@ def _module_from_file(path: Path) -> ModuleType:
     finally:
         sys.path.remove(str(path.resolve().parent))
     return module
+
+
+def _module_name(path: Path) -> str:
+    content = path.read_bytes()
+    return f"_{path.stem}_{hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class ModuleFiles:
+    """The files, run as modules, that classes of a model come from.
+
+    Where it is unpickled they are run first, so that a model which is pickled behind it finds its classes.
+    """
+
+    paths: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModuleFiles:
+        """Of all modules in `model`."""
+        names = dict.fromkeys(type(part).__module__ for part in model.modules())
+        files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
+        paths = {name: Path(file) for name, file in files.items() if file and Path(file).is_file()}
+        return cls(tuple(str(path.resolve()) for name, path in paths.items() if name == _module_name(path)))
+
+    def __reduce__(self) -> tuple:
+        return _run, self.paths
+
+
+def _run(*paths: str) -> ModuleFiles:
+    for path in paths:
+        _module_from_file(Path(path))
+    return ModuleFiles(paths)
 
 
 def _import_failed(place: str, error: Exception) -> InputError:
