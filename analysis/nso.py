@@ -1,8 +1,9 @@
 """Does noise stability optimisation find flatter minima than plain fine-tuning and SAM at equal accuracy and compute?
 
 Digits 5-9 with and without symmetric label noise, starts pretrained on digits 0-4; movie reviews (MR), a perceptron on
-MiniLM's embeddings; both also with weight decay. `genmeasure run analysis/nso.py --out out/nso`, then `python
-figures/nso.py`. Reviews come from the data pack; at full scale a ResNet-34 on five image sets.
+MiniLM's embeddings; both also with weight decay, digits also with images moved at random. `genmeasure run
+analysis/nso.py --out out/nso`, then `python figures/nso.py`. Reviews come from the data pack; at full scale a ResNet-34
+on five image sets.
 One epoch of SAM or NSO costs two of plain fine-tuning; `plain, twice as long` has the same number of forward and
 backward passes as they. The last epoch is kept.
 """
@@ -32,6 +33,10 @@ METHODS = {
     "NSO 0.1": ("nso", {"sigma": 0.1}, {}),
     "plain, twice as long + weight decay": ("plain", {}, {"epochs": TWICE, **DECAY}),
     "NSO 0.05 + weight decay": ("nso", {"sigma": 0.05}, DECAY)}
+AUGMENTED = {
+    "plain, twice as long + augmentation": ("plain", {}, {"epochs": TWICE, "augment": "crop"}),
+    "NSO 0.05 + augmentation": ("nso", {"sigma": 0.05}, {"augment": "crop"})}
+"""Of digits, which must not be turned around."""
 TEXT_TWICE = 2 * text.SETTINGS["epochs"]
 TEXT_METHODS = {variant: (method, parameters, {k: TEXT_TWICE if k == "epochs" else v for k, v in settings.items()})
                 for variant, (method, parameters, settings) in METHODS.items()}
@@ -48,7 +53,9 @@ PUBLISHED_METHODS = {
     "ASAM 0.2": ("asam", {"rho": 0.2}, {}), "SWA": ("swa", {}, {}),
     "one-sided noise 0.01, twice as long": ("noise-injection", {"sigma": 0.01}, {"epochs": 60, "step_epochs": 20}),
     "NSO 0.012": ("nso", {"sigma": 0.012}, {}),
-    "NSO 0.012 + weight decay": ("nso", {"sigma": 0.012}, {"weight_decay": 1e-4})}
+    "NSO 0.012 + weight decay": ("nso", {"sigma": 0.012}, {"weight_decay": 1e-4}),
+    "plain, twice as long + augmentation": ("plain", {}, {"epochs": 60, "step_epochs": 20, "augment": "crop-flip"}),
+    "NSO 0.012 + augmentation": ("nso", {"sigma": 0.012}, {"augment": "crop-flip"})}
 """Of Zhang, Li & Ju 2024 for a ResNet-34 (public code)."""
 
 
@@ -62,7 +69,7 @@ def CHECKPOINTS(scale: str) -> list[FineTuned]:
     digits = [digit_runs.fine_tuned(folder, variant, method, parameters, noise, seed,
                                     **shortened(settings, FINE_TUNING.epochs, scale))
               for noise in NOISES[scale] for seed in range(SEEDS[scale])
-              for variant, (method, parameters, settings) in METHODS.items()]
+              for variant, (method, parameters, settings) in (METHODS | AUGMENTED).items()]
     reviews = [text.checkpoint(folder, "MR", 0.0, seed, variant, method, parameters,
                                **shortened(settings, text.SETTINGS["epochs"], scale))
                for seed in range(SEEDS[scale]) for variant, (method, parameters, settings) in TEXT_METHODS.items()]

@@ -12,7 +12,7 @@ QUANTITIES = {"test error": {"measure": "gap", "term": "error-test"},
               "training loss": {"measure": "gap", "term": "loss-train"},
               "trace": {"measure": "hessian-trace", "layer": "total"},
               "largest eigenvalue": {"measure": "hessian-top", "layer": "total", "term": "largest"}}
-FAMILIES = ("plain", "one-sided noise", "SAM", "NSO", "with weight decay")
+FAMILIES = ("plain", "one-sided noise", "SAM", "NSO", "with weight decay", "with augmentation")
 
 
 def family_of(method: str) -> str:
@@ -24,7 +24,7 @@ def main() -> None:
     frame = comparison.checkpoints(style.readings(RUN), QUANTITIES, ["method", "dataset", "noise", "seed"])
     frame["noise"] = frame["dataset"] + ", label noise " + frame["noise"].astype(str)
     for name in ("trace", "largest eigenvalue"):
-        frame[f"log10 {name}"] = np.log10(frame[name])
+        frame[f"log10 {name}"] = np.log10(frame[name].where(frame[name] > 0))  # a trace may be negative
     table = comparison.table(frame, [*QUANTITIES, "log10 trace", "log10 largest eigenvalue"], REFERENCE)
     text = (comparison.markdown(table, {"test error": ".3f", "training loss": ".3f", "trace": ".0f",
                                       "largest eigenvalue": ".1f", f"log10 trace - {REFERENCE}": ".2f",
@@ -39,10 +39,11 @@ def main() -> None:
                     panel.errorbar(part["test error"], part[quantity], fmt=marker, color=colour, lw=0.8, ms=4,
                                    xerr=[part["test error"] - part["test error low"],
                                          part["test error high"] - part["test error"]],
-                                   yerr=[part[quantity] - part[f"{quantity} low"].clip(lower=1e-3),
+                                   yerr=[part[quantity] - part[f"{quantity} low"],
                                          part[f"{quantity} high"] - part[quantity]],
                                    label=f"{family}, {noise}")
-            panel.set(yscale="log", xlabel="test error (share of examples)", ylabel=label)
+            panel.set(xlabel="test error (share of examples)", ylabel=label)
+            panel.set_yscale("symlog", linthresh=1)  # linear below 1, since a trace may be negative
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=6.5)
     style.save(figure, "nso")
     style.write_table(table, text, "nso")

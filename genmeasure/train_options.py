@@ -23,6 +23,7 @@ SETTINGS = {
     "clip": (float, None, "upper limit of the gradient's norm; no limit if left out"),
     "accumulate": (int, 1, "parts in which each batch is carried through the network"),
     "precision": (str, "float32", "float32, bfloat16 or float16"),
+    "augment": (str, "none", "drawn anew for every image in every step: none, crop, flip or crop-flip"),
     "select": (str, "last", "the epoch to keep: last, or the one with the best validation loss or error"),
     "patience": (int, None, "epochs without a new best after which training ends; goes on if left out"),
 }

@@ -22,6 +22,7 @@ from genmeasure.engine import get_device
 from genmeasure.errors import InputError
 from genmeasure.layers import forward
 from genmeasure.training.algorithm import Algorithm, get_algorithm
+from genmeasure.training.augmentation import augmented
 from genmeasure.training.averaged import averaged
 from genmeasure.training.context import Context, unwrapped
 from genmeasure.training.evaluate import evaluate, kept_modes, predict
@@ -218,7 +219,7 @@ class Run:
         for rows in batches[state.step:]:
             self._set_rate(len(batches))
             batch = self.examples.select(rows).to(self.sample.device, self.sample.dtype)
-            batch = algorithm.loss.draw(batch, state.order, self.model)
+            batch = algorithm.loss.draw(augmented(batch, settings.augment, state.order), state.order, self.model)
             objective = MiniBatch(self.model, algorithm.loss, batch, self.precision, settings.accumulate,
                                   self.ranks)
             value = step(self.model, algorithm, objective, self.optimizer, state.noise, clip=settings.clip,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from genmeasure.errors import InputError, unknown
+from genmeasure.training.augmentation import AUGMENTATIONS
 from genmeasure.training.optimizers import OPTIMIZERS
 from genmeasure.training.pieces import Selection
 from genmeasure.training.precision import PRECISIONS
@@ -36,6 +37,8 @@ class Settings:
     accumulate: parts of about the same size in which each batch is carried through the network, to save memory;
     normalisation layers see each part by itself. precision: of the network's passes in training, "float32",
     "bfloat16" or "float16" (`torch.autocast`; weights and gradients keep their type).
+    augment: what is drawn anew for every image in every step: "none", "crop" (moved by up to an eighth of its sides),
+    "flip" (left and right exchanged) or "crop-flip".
     select: the epoch to return unless the algorithm has a rule of its own: "last", or the one with the best
     validation "loss" or "error". patience: then ends training after so many epochs without a new best.
     seed: of the order of examples, dropout and every draw. device: "auto", "cpu", "cuda", "cuda:1" or "mps".
@@ -59,6 +62,7 @@ class Settings:
     clip: float | None = None
     accumulate: int = 1
     precision: str = "float32"
+    augment: str = "none"
     select: str = "last"
     patience: int | None = None
     seed: int = 0
@@ -75,6 +79,7 @@ class Settings:
         for what, name, known in (
                 ("optimizer", self.optimizer, OPTIMIZERS), ("schedule", self.schedule, SCHEDULES),
                 ("unit of the schedule", self.schedule_by, UNITS), ("precision", self.precision, PRECISIONS),
+                ("augmentation", self.augment, AUGMENTATIONS),
                 ("selection", self.select, ("last", *CRITERIA))):
             if name not in known:
                 raise unknown(what, name, known)
