@@ -21,7 +21,11 @@ NOISES, SEEDS = (0.2, 0.4), 5
 BY, CLUSTER, AXES = "method", ("method", "strength", "noise"), ("method", "strength", "noise")
 REQUESTS = [Request("gap"), Request("distance"), Request("hessian-distance"), Request("ju2022"),
             Request("hessian-trace", {"rtol": 0.05, "layer_rtol": 0.5})]
-BALL = pretrained.ball(1.0, 0.3, 1.0)
+CHOSEN = 3.0
+"""The radius, of 1, 1.5, 2 and 3, with the smallest validation error of both methods for two other seeds at noise 0.4; it
+holds nothing back where the loss is the plain one."""
+BALL = {("constraint", "chosen"): pretrained.ball(CHOSEN, CHOSEN, 1.0)["constraint", "weak"],
+        **pretrained.ball(1.0, 0.3, 1.0)}
 OURS = {(f"consistent loss + {method}", strength): ("consistent-layer-ball", parameters)
         for (method, strength), (_, parameters) in BALL.items()}
 METHODS = pretrained.without(("NSO", "weak"), ("noise injection", "weak"), ("SAM", "weak")) | BALL | {
