@@ -48,8 +48,8 @@ METHODS = {
     "constraint": ("layer-ball", {"radius": 0.25, "head_radius": 1.5}),
     "consistent loss": ("consistent-loss", {}),
     "consistent loss + constraint": ("consistent-layer-ball", {"radius": 0.4, "head_radius": 1.5})}
-AUXILIARY = {"examples": 15, "epochs": 60}
-"""Of the network that gives correlated labels: how many true labels it saw, and how long."""
+AUXILIARY = {"shots": 3, "epochs": 60}
+"""Of the network that gives correlated labels: how many true labels of each class it saw, and how long."""
 
 HUMAN = {"quick": ("worse",), "small": ("aggregate", "worse")}
 HUMAN_KINDS = {"aggregate": "aggre_label", "worse": "worse_label"}
@@ -105,7 +105,8 @@ def write_auxiliary(folder: Path, seed: int) -> None:
     if path.exists():
         return
     train = load(f"{digit_runs.DATA}#train")
-    rows = torch.randperm(train.size, generator=torch.Generator().manual_seed(seed))[:AUXILIARY["examples"]]
+    order = torch.randperm(train.size, generator=torch.Generator().manual_seed(seed))
+    rows = torch.cat([order[train.labels[order] == y][:AUXILIARY["shots"]] for y in train.labels.unique()])
     few = Batches(train.gather(rows.sort().values), "some digits")
     settings = Settings(epochs=AUXILIARY["epochs"], learning_rate=3e-3, seed=seed, device="cpu")
     network = fine_tune(build(MODEL, seed=seed), "plain", few, settings=settings).model
