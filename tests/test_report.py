@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
 import pytest
 from readings_factory import NASTY, one_subject, readings, write_run
 
@@ -60,6 +61,17 @@ def test_sentences_of_a_study():
     assert re.search(r"agree within their 95 % intervals for \d+ % of the checkpoints at σ = 0\.0005, and", text)
     assert "up to σ = 0.0125 (median over checkpoints) and leaves it from σ = 0.02 on." in text
     assert "Below it: ju2022 (" in text
+
+
+def test_fit_counts_checkpoints_whose_wrong_labels_are_known():
+    def gap(subject, term, value):
+        return {"subject": subject, "measure": "gap", "term": term, "value": value}
+    frame = one_subject()
+    known = pd.DataFrame([gap("a", "error-train", 0.1), gap("a", "label-noise", 0.4), gap("b", "error-train", 0.3),
+                          gap("b", "label-noise", 0.2), gap("of unknown labels", "error-train", 0.9)])
+    text = " ".join(sentences(tidy(pd.concat([frame[frame["measure"] != "gap"], known])), None))
+    assert "1 of 2 checkpoints fit the given training labels" in text
+    assert "(largest training error 0.3, where a share of 0.2 of the labels is wrong)" in text
 
 
 def test_sentences_of_one_checkpoint():

@@ -60,8 +60,9 @@ def _gap(frame: pd.DataFrame) -> list[str]:
 
 def _fit(frame: pd.DataFrame) -> str:
     error, wrong = (select(frame, "gap", term=t).set_index("subject")["value"] for t in ("error-train", "label-noise"))
-    wrong = wrong.reindex(error.index)
-    if wrong.isna().all():
+    wrong = wrong.reindex(error.index).dropna()
+    error = error[wrong.index]
+    if wrong.empty:
         return ""
     if len(error) == 1:
         return (f"The training error on the given labels is {number(error.iloc[0])}, where a share of "
