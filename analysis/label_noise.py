@@ -11,7 +11,6 @@ the validation error (clean labels) of seeds 100 and 101 of the digits at noise 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import digit_runs
 import numpy as np
 import published_images
 import resnet20
@@ -19,6 +18,7 @@ import torch
 from resnet20 import COLOURS
 from torch import nn
 
+from genmeasure import demo
 from genmeasure.checkpoints.build import build
 from genmeasure.checkpoints.match import match
 from genmeasure.checkpoints.pair import read_start
@@ -26,7 +26,6 @@ from genmeasure.data import manifest
 from genmeasure.data.batches import Batch, Batches
 from genmeasure.data.readers import load
 from genmeasure.data.selection import Selection
-from genmeasure.demo import MODEL
 from genmeasure.engine import LocalEngine
 from genmeasure.fine_tuned import FineTuned, make
 from genmeasure.layers import forward
@@ -89,7 +88,7 @@ def folder_of(scale: str) -> Path:
 
 def digits(folder: Path, scale: str) -> list[FineTuned]:
     few = {"epochs": 5} if scale == "quick" else {}
-    return [digit_runs.fine_tuned(folder, variant, method, parameters, noise, seed, kind=(
+    return [demo.fine_tuned(folder, variant, method, parameters, noise, seed, kind=(
         f"correlated:predictions={auxiliary_file(folder, seed)}" if noise == "correlated" else ""), **few)
             for noise in (*NOISES[scale], "correlated") for seed in range(SEEDS[scale])
             for variant, (method, parameters) in METHODS.items()]
@@ -104,12 +103,12 @@ def write_auxiliary(folder: Path, seed: int) -> None:
     path = auxiliary_file(folder, seed)
     if path.exists():
         return
-    train = load(f"{digit_runs.DATA}#train")
+    train = load(f"{demo.DATA}#train")
     order = torch.randperm(train.size, generator=torch.Generator().manual_seed(seed))
     rows = torch.cat([order[train.labels[order] == y][:AUXILIARY["shots"]] for y in train.labels.unique()])
     few = Batches(train.gather(rows.sort().values), "some digits")
     settings = Settings(epochs=AUXILIARY["epochs"], learning_rate=3e-3, seed=seed, device="cpu")
-    network = fine_tune(build(MODEL, seed=seed), "plain", few, settings=settings).model
+    network = fine_tune(build(demo.MODEL, seed=seed), "plain", few, settings=settings).model
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, auxiliary_scores(network, train).numpy())
 
@@ -218,7 +217,7 @@ def SUBJECTS(scale: str) -> list[SubjectFiles]:
     if scale == "full":
         return make(CHECKPOINTS(scale), engine=LocalEngine(2))
     folder, engine = folder_of(scale), LocalEngine(2)
-    digit_runs.write_starts(folder, range(SEEDS[scale]))
+    demo.write_starts(folder, range(SEEDS[scale]))
     for seed in range(SEEDS[scale]):
         write_auxiliary(folder, seed)
     write_human_data(folder, scale, range(HUMAN_SEEDS[scale]))

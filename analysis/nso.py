@@ -10,11 +10,10 @@ backward passes as they. The last epoch is kept.
 
 from pathlib import Path
 
-import digit_runs
 import published_images
 import text
 
-from genmeasure.demo import FINE_TUNING
+from genmeasure import demo
 from genmeasure.engine import LocalEngine
 from genmeasure.fine_tuned import FineTuned, make
 from genmeasure.study import Request
@@ -23,7 +22,7 @@ from genmeasure.subject import SubjectFiles
 SCALES = ("quick", "small", "full")
 NOISES = {"quick": (0.4,), "small": (0.0, 0.4)}
 SEEDS = {"quick": 2, "small": 6, "full": 3}
-TWICE = 2 * FINE_TUNING.epochs
+TWICE = 2 * demo.FINE_TUNING.epochs
 DECAY = {"optimizer": "adamw", "weight_decay": 0.1}
 METHODS = {
     "plain": ("plain", {}, {}), "plain, twice as long": ("plain", {}, {"epochs": TWICE}),
@@ -66,8 +65,8 @@ def CHECKPOINTS(scale: str) -> list[FineTuned]:
                 for target in PUBLISHED for seed in range(SEEDS["full"])
                 for variant, (method, parameters, settings) in PUBLISHED_METHODS.items()]
     folder = folder_of(scale)
-    digits = [digit_runs.fine_tuned(folder, variant, method, parameters, noise, seed,
-                                    **shortened(settings, FINE_TUNING.epochs, scale))
+    digits = [demo.fine_tuned(folder, variant, method, parameters, noise, seed,
+                                    **shortened(settings, demo.FINE_TUNING.epochs, scale))
               for noise in NOISES[scale] for seed in range(SEEDS[scale])
               for variant, (method, parameters, settings) in (METHODS | AUGMENTED).items()]
     reviews = [text.checkpoint(folder, "MR", 0.0, seed, variant, method, parameters,
@@ -87,6 +86,6 @@ def folder_of(scale: str) -> Path:
 
 def SUBJECTS(scale: str) -> list[SubjectFiles]:
     if scale != "full":
-        digit_runs.write_starts(folder_of(scale), range(SEEDS[scale]))
+        demo.write_starts(folder_of(scale), range(SEEDS[scale]))
         text.write_features(folder_of(scale), "MR", text.ROWS[scale])
     return make(CHECKPOINTS(scale), device="auto" if scale == "full" else "cpu", engine=LocalEngine(2))

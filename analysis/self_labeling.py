@@ -10,10 +10,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import digit_runs
 import published_images
 import torch
 
+from genmeasure import demo
 from genmeasure.checkpoints.build import build
 from genmeasure.checkpoints.match import match
 from genmeasure.checkpoints.read import read
@@ -48,7 +48,7 @@ PUBLISHED = {0.2: (7.80247, 14.07740, 2.0), 0.4: (8.47139, 19.01911, 2.0), 0.6: 
 
 def CHECKPOINTS(scale: str) -> list[FineTuned]:
     return [_published(noise, seed, variant) if scale == "full" else
-            digit_runs.fine_tuned(folder_of(scale), variant, *METHODS[variant], noise, seed)
+            demo.fine_tuned(folder_of(scale), variant, *METHODS[variant], noise, seed)
             for noise in NOISES[scale] for seed in range(SEEDS[scale])
             for variant in (PUBLISHED_METHODS if scale == "full" else METHODS)]
 
@@ -74,7 +74,7 @@ def folder_of(scale: str) -> Path:
 def SUBJECTS(scale: str) -> list[SubjectFiles]:
     wanted = CHECKPOINTS(scale)
     if scale != "full":
-        digit_runs.write_starts(folder_of(scale), range(SEEDS[scale]))
+        demo.write_starts(folder_of(scale), range(SEEDS[scale]))
     subjects = make(wanted, device="auto" if scale == "full" else "cpu", engine=LocalEngine(2))
     return [dataclasses.replace(subject, labels=(*subject.labels, *facts(one)))
             for one, subject in zip(wanted, subjects, strict=True)]

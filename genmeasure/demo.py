@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from genmeasure.checkpoints.build import build
-from genmeasure.checkpoints.match import fingerprint, match
-from genmeasure.checkpoints.read import read
 from genmeasure.checkpoints.write import write
-from genmeasure.data.batches import Batches
-from genmeasure.data.digits import digits
-from genmeasure.data.label_noise.symmetric import symmetric
-from genmeasure.engine import Engine, LocalEngine
-from genmeasure.fine_tuned import carry_out, recipe_of
+from genmeasure.data.readers import load
+from genmeasure.engine import Engine
+from genmeasure.fine_tuned import FineTuned, make, recipe_of
 from genmeasure.registry import algorithm
-from genmeasure.subject import SubjectFiles
-from genmeasure.training.algorithm import get_algorithm
+from genmeasure.subject import SubjectFiles, source_of
 from genmeasure.training.loop import Settings, fine_tune
 
-MODEL = "genmeasure.demo:digit_network"
+MODEL, DATA = "genmeasure.demo:digit_network", "digits-5-9"
+EXAMPLES, FLOPS = 448, 7.56e5
+"""Training images, and operations of a forward pass on one."""
 NOISES = (0.0, 0.2, 0.4)
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "plain": {}, "early-stopping": {"patience": 8}, "label-smoothing": {}, "mixup": {}, "l2-sp": {"weight": 0.002},
@@ -65,126 +59,50 @@ def digit_network(classes: int = 5, width: int = 16) -> DigitNetwork:
     return DigitNetwork(classes, width)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One fine-tuned checkpoint of digits 5-9: what makes it and where it goes.
+def fine_tuned(folder: Path, variant: str, method: str, parameters: Mapping[str, Any], noise: float | str, seed: int, *,
+               kind: str = "", **settings: Any) -> FineTuned:
+    """One checkpoint of digits 5-9; the seed draws start, wrong labels and order.
 
-    method: a registered algorithm. parameters: of it. variant: the name it goes by where one algorithm comes with
-    several parameters or settings; empty for the method's own.
+    variant: the name that the method goes by. noise: what the readings say of it, and the rate of symmetric noise
+    unless `kind` is another one's specification. settings: that differ from `FINE_TUNING`.
     """
-
-    folder: Path
-    method: str
-    noise: float
-    seed: int
-    settings: Settings = FINE_TUNING
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    variant: str = ""
-
-    @property
-    def label(self) -> str:
-        return self.variant or self.method
-
-    @property
-    def name(self) -> str:
-        return f"{self.label}-noise-{self.noise}-seed-{self.seed}"
-
-    @property
-    def start(self) -> Path:
-        return self.folder / "checkpoints" / f"seed-{self.seed}" / "start.safetensors"
-
-    @property
-    def end(self) -> Path:
-        return self.start.with_name(f"{self.label}-noise-{self.noise}.safetensors")
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data" / f"noise-{self.noise}-seed-{self.seed}.npz"
-
-    def files(self, device: str) -> SubjectFiles:
-        """The checkpoint on disk as a subject to audit."""
-        return SubjectFiles(self.name, MODEL, str(self.start), str(self.end), f"{self.data}#train", f"{self.data}#test",
-                            device=device, labels=(("method", self.label), ("noise", self.noise), ("seed", self.seed)))
-
-    def __call__(self) -> str:
-        """Fine-tune and write the checkpoint, unless one made in the same way is there."""
-        arrays = np.load(self.data, allow_pickle=False)
-        started = read(self.start)
-        train = Batches.from_arrays(arrays["x_train"], arrays["y_train"], name="train")
-        recipe = json.dumps({"start": fingerprint(started.tensors), "data": train.fingerprint, "method": self.method,
-                             "parameters": dict(self.parameters), "settings": asdict(self.settings),
-                             "code": _code(self.method)}, sort_keys=True)
-        if recipe_of(self.end) == recipe:
-            return self.name
-        model = build(MODEL)
-        match(model, started.tensors)
-        validation = Batches.from_arrays(arrays["x_validation"], arrays["y_validation"], name="validation")
-        confusion = torch.from_numpy(arrays["confusion"])
-        result = fine_tune(model, get_algorithm(self.method, **self.parameters), train, validation,
-                           settings=self.settings, head="head", confusion=confusion)
-        history = [{"epoch": e.number, "training_loss": e.training_loss, "validation_loss": e.validation_loss,
-                    "validation_error": e.validation_error} for e in result.history]
-        write(self.end, result.model.state_dict(), {
-            "recipe": recipe, "method": self.method, "noise": str(self.noise), "seed": str(self.seed), "model": MODEL,
-            "chosen_epoch": str(result.chosen), "history": json.dumps(history),
-            "report": json.dumps({place: piece.report() for place, piece in result.algorithm.pieces().items()})})
-        return self.name
+    kind = kind or f"symmetric:rate={noise},seed={seed}"
+    return FineTuned(
+        f"{variant}-noise-{noise}-seed-{seed}", place(folder, seed, f"{variant}-noise-{noise}"), MODEL,
+        str(place(folder, seed, "start")), f"{DATA}?noise={kind}#train", f"{DATA}#validation", f"{DATA}#test", method,
+        parameters, replace(FINE_TUNING, seed=seed, **settings),
+        (("method", variant), ("dataset", "digits"), ("noise", noise), ("seed", seed)), head="head", examples=EXAMPLES,
+        flops=FLOPS)
 
 
-def _code(method: str) -> list[str]:
-    return [algorithm[method].source_hash(), inspect.getsource(DigitNetwork)]
+def place(folder: Path, seed: int, name: str) -> Path:
+    """Where a checkpoint goes."""
+    return folder / "checkpoints" / f"seed-{seed}" / f"{name}.safetensors"
 
 
-def plan(folder: Path, seeds: int) -> list[Run]:
+def write_starts(folder: Path, seeds: Sequence[int]) -> None:
+    """The start that all checkpoints of a seed share: pretrained on digits 0-4, with a fresh head."""
+    for seed in seeds:
+        settings, end, model = replace(PRETRAINING, seed=seed), place(folder, seed, "start"), build(MODEL, seed=seed)
+        code = [algorithm["plain"].source_hash(), *source_of(model)]
+        recipe = json.dumps({"settings": asdict(settings), "code": code}, sort_keys=True)
+        if recipe_of(end) == recipe:
+            continue
+        state = fine_tune(model, "plain", load("digits-0-4#train"), settings=settings, head="head").model.state_dict()
+        fresh = build(MODEL, seed=seed + 1000).state_dict()
+        state |= {name: tensor for name, tensor in fresh.items() if name.startswith("head.")}
+        end.parent.mkdir(parents=True, exist_ok=True)
+        write(end, state, {"recipe": recipe, "model": MODEL, "seed": str(seed), "pretrained on": "digits 0-4"})
+
+
+def plan(folder: Path, seeds: int) -> list[FineTuned]:
     """Every checkpoint: methods x label noise x seeds; the consistent loss needs label noise."""
-    return [Run(folder, method, noise, seed, Settings(**{**asdict(FINE_TUNING), "seed": seed}), parameters)
+    return [fine_tuned(folder, method, method, parameters, noise, seed)
             for seed in range(seeds) for noise in NOISES for method, parameters in METHODS.items()
             if noise > 0 or method != "consistent-loss"]
 
 
-def write_data(run: Run) -> None:
-    """The splits of digits 5-9, their rows in scikit-learn's set, with this run's noise in the training labels."""
-    if run.data.exists():
-        return
-    splits = digits(classes=(5, 6, 7, 8, 9), seed=0)
-    noisy = symmetric(splits["train"]["y"], 5, rate=run.noise, seed=run.seed)
-    arrays = {f"{part}_{split}": tensor.numpy() for split, parts in splits.items() for part, tensor in parts.items()}
-    arrays |= {"y_train": noisy.labels.numpy(), "clean_train": noisy.clean.numpy(),
-               "confusion": noisy.confusion.numpy()}
-    run.data.parent.mkdir(parents=True, exist_ok=True)
-    temporary = run.data.with_suffix(".part.npz")
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(run.data)
-
-
-def write_start(run: Run) -> None:
-    """The start that all checkpoints of a seed share: pretrained on digits 0-4, with a fresh head."""
-    settings = Settings(**{**asdict(PRETRAINING), "seed": run.seed})
-    recipe = json.dumps({"settings": asdict(settings), "code": _code("plain")}, sort_keys=True)
-    if recipe_of(run.start) == recipe:
-        return
-    train = digits(classes=(0, 1, 2, 3, 4), seed=0)["train"]
-    model = build(MODEL, seed=run.seed)
-    pretrained = fine_tune(model, "plain", Batches.from_arrays(train["x"], train["y"], name="digits 0-4"),
-                           settings=settings, head="head").model
-    state = pretrained.state_dict()
-    fresh = build(MODEL, seed=run.seed + 1000).state_dict()
-    state |= {name: tensor for name, tensor in fresh.items() if name.startswith("head.")}
-    run.start.parent.mkdir(parents=True, exist_ok=True)
-    write(run.start, state, {"recipe": recipe, "model": MODEL, "seed": str(run.seed), "pretrained on": "digits 0-4"})
-
-
 def make_checkpoints(folder: Path, *, seeds: int, device: str, engine: Engine | None = None) -> list[SubjectFiles]:
-    """Write data, starts and fine-tuned checkpoints where they are missing; returns the subjects to audit."""
+    """Write starts and fine-tuned checkpoints where they are missing; returns the subjects to audit."""
+    write_starts(folder, range(seeds))
     return make(plan(folder, seeds), device=device, engine=engine)
-
-
-def make(runs: Sequence[Run], *, device: str = "cpu", engine: Engine | None = None) -> list[SubjectFiles]:
-    """The same for runs of one's own."""
-    for run in runs:
-        write_data(run)
-    for run in {run.start: run for run in runs}.values():
-        write_start(run)
-    for _ in (engine or LocalEngine()).map(carry_out, runs, "fine-tune"):
-        pass
-    return [run.files(device) for run in runs]

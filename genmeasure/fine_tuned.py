@@ -18,7 +18,7 @@ from genmeasure.data.readers import load_for
 from genmeasure.engine import Engine, LocalEngine
 from genmeasure.errors import InputError
 from genmeasure.registry import algorithm
-from genmeasure.subject import SubjectFiles
+from genmeasure.subject import SubjectFiles, source_of
 from genmeasure.training.algorithm import get_algorithm
 from genmeasure.training.loop import fine_tune
 from genmeasure.training.settings import Settings
@@ -79,7 +79,7 @@ class FineTuned:
             "start": fingerprint(model.state_dict()), "structure": repr(model), "data": train.fingerprint,
             "validation": validation.fingerprint if validation else "", "method": self.method,
             "parameters": dict(self.parameters), "settings": asdict(self.settings), "head": self.head,
-            "code": algorithm[self.method].source_hash()}, sort_keys=True)
+            "code": [algorithm[self.method].source_hash(), *source_of(model)]}, sort_keys=True)
         if recipe_of(self.end) == recipe:
             return self.name
         result = fine_tune(model, get_algorithm(self.method, **self.parameters), train, validation,
@@ -88,9 +88,14 @@ class FineTuned:
         write(self.end, result.model.state_dict(), {
             "recipe": recipe, "method": self.method, "model": self.model, "train": self.train,
             "seed": str(self.settings.seed), "chosen_epoch": str(result.chosen),
-            "history": json.dumps([epoch.record() for epoch in result.history]),
+            "history": json.dumps([_without_seconds(epoch.record()) for epoch in result.history]),
             "report": json.dumps({place: piece.report() for place, piece in result.algorithm.pieces().items()})})
         return self.name
+
+
+def _without_seconds(record: dict[str, Any]) -> dict[str, Any]:
+    """The same recipe makes the same file."""
+    return {name: value for name, value in record.items() if name != "seconds"}
 
 
 def recipe_of(path: Path) -> str | None:

@@ -134,7 +134,7 @@ class Subject:
         parts = [fingerprint(self.state), fingerprint(self.start), repr(self.model), self.train.fingerprint,
                  self.test.fingerprint if self.test else "", str(self.head), self.loss.name, str(self.loss.upper),
                  self.precision.name,
-                 f"{loss.__module__}.{loss.__qualname__}", *_code(self.model)]
+                 f"{loss.__module__}.{loss.__qualname__}", *source_of(self.model)]
         if self.loss.predictions is not None:
             parts.append(getattr(self.loss.predictions, "__qualname__", ""))
         if unreadable(self.model):  # weights that cannot be read are known by what they do
@@ -144,7 +144,7 @@ class Subject:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _code(model: nn.Module) -> list[str]:
+def source_of(model: nn.Module) -> list[str]:
     """The source of every class in the model that is not torch's own; what it computes may change with it."""
     found = []
     for kind in sorted({type(m) for m in model.modules()}, key=lambda k: f"{k.__module__}.{k.__qualname__}"):

@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from genmeasure import demo, study
+from genmeasure import demo, fine_tuned, study
 from genmeasure.checkpoints.read import read
 from genmeasure.cli import main
+from genmeasure.data.digits import digits
+from genmeasure.data.readers import load
 from genmeasure.engine import LocalEngine
 
 METHODS = {"plain": {}, "layer-ball": {"radius": 0.3}, "consistent-loss": {}}
@@ -37,7 +39,8 @@ def small_demo(monkeypatch):
     def counting(model, algorithm, *data, **more):
         trained.append(more["settings"])
         return fine_tune(model, algorithm, *data, **more)
-    monkeypatch.setattr(demo, "fine_tune", counting)
+    for module in (demo, fine_tuned):
+        monkeypatch.setattr(module, "fine_tune", counting)
     return trained
 
 
@@ -67,20 +70,24 @@ def test_every_method_noise_and_seed_but_no_correction_without_noise(made):
 
 
 def test_splits_are_disjoint_and_only_training_labels_are_noisy(made):
-    files = sorted((made / "data").iterdir())
-    assert [f.name for f in files] == [f"noise-{n}-seed-{s}.npz" for n in (0.0, 0.4) for s in (0, 1)]
-    for file in files:
-        data = np.load(file)
-        index = [set(data[f"index_{split}"].tolist()) for split in ("train", "validation", "test")]
+    runs = [run for run in demo.plan(made, 2) if run.method == "plain"]
+    for run in runs:
+        train, validation, test = map(load, (run.train, run.validation, run.test))
+        splits = digits(classes=(5, 6, 7, 8, 9), seed=0)
+        index = [set(splits[split]["index"].tolist()) for split in ("train", "validation", "test")]
         assert len(set.union(*index)) == sum(map(len, index)) == 896
-        flipped = (data["y_train"] != data["clean_train"]).mean()
-        assert flipped == pytest.approx(0.4 if "0.4" in file.name else 0.0, abs=0.01)
-        assert data["x_train"].shape[1:] == (1, 8, 8)
-        assert set(data["y_test"].tolist()) == set(range(5))
-        np.testing.assert_allclose(data["confusion"].sum(1), 1)
-    one, two = (np.load(made / "data" / f"noise-0.4-seed-{s}.npz") for s in (0, 1))
-    np.testing.assert_array_equal(one["index_train"], two["index_train"])
-    assert (one["y_train"] != two["y_train"]).any()
+        for data, split in zip((train, validation, test), ("train", "validation", "test"), strict=True):
+            assert torch.equal(torch.cat([batch.inputs[0] for batch in data]), splits[split]["x"])
+        clean = torch.cat([batch.clean for batch in train])
+        rate = dict(run.labels)["noise"]
+        assert (train.labels != clean).double().mean() == pytest.approx(rate, abs=0.01)
+        assert next(iter(train)).inputs[0].shape[1:] == (1, 8, 8)
+        assert set(test.labels.tolist()) == set(range(5))
+        np.testing.assert_allclose(train.confusion.sum(1), 1)
+        assert train.size == demo.EXAMPLES
+    one, two = (load(run.train) for run in runs if dict(run.labels)["noise"] == 0.4)
+    assert torch.equal(next(iter(one)).inputs[0], next(iter(two)).inputs[0])
+    assert (one.labels != two.labels).any()
 
 
 def test_checkpoints_say_how_they_were_made(made):
@@ -88,9 +95,10 @@ def test_checkpoints_say_how_they_were_made(made):
     recipe = json.loads(found.metadata["recipe"])
     assert recipe["parameters"] == {"radius": 0.3}
     assert (recipe["settings"]["epochs"], recipe["settings"]["seed"]) == (1, 1)
-    assert (found.metadata["method"], found.metadata["noise"], found.metadata["seed"]) == ("layer-ball", "0.4", "1")
+    assert (found.metadata["method"], found.metadata["seed"]) == ("layer-ball", "1")
+    assert found.metadata["train"] == "digits-5-9?noise=symmetric:rate=0.4,seed=1#train"
     assert found.metadata["model"] == demo.MODEL
-    assert [e["epoch"] for e in json.loads(found.metadata["history"])] == [1]
+    assert [e["number"] for e in json.loads(found.metadata["history"])] == [1]
 
 
 def test_a_seed_shares_one_start_whose_head_is_fresh(made):
@@ -174,8 +182,8 @@ def test_the_checkpoints_audit_and_a_single_audit_agrees(made, tmp_path, small_d
 def test_the_plan_covers_the_grid(tmp_path, seeds):
     runs = demo.plan(tmp_path, seeds)
     assert len({r.name for r in runs}) == len(runs) == seeds * (3 * (len(demo.METHODS) - 1) + 2)
-    assert all(r.settings.seed == r.seed for r in runs)
-    assert {r.method for r in runs if r.noise == 0} == set(demo.METHODS) - {"consistent-loss"}
+    assert all(r.settings.seed == dict(r.labels)["seed"] for r in runs)
+    assert {r.method for r in runs if dict(r.labels)["noise"] == 0} == set(demo.METHODS) - {"consistent-loss"}
     assert len({r.end for r in runs}) == len(runs)
 
 
