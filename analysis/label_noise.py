@@ -88,14 +88,14 @@ def folder_of(scale: str) -> Path:
 
 def digits(folder: Path, scale: str) -> list[FineTuned]:
     few = {"epochs": 5} if scale == "quick" else {}
-    return [demo.fine_tuned(folder, variant, method, parameters, noise, seed, kind=(
+    return [demo.checkpoint(folder, variant, method, parameters, noise, seed, kind=(
         f"correlated:predictions={auxiliary_file(folder, seed)}" if noise == "correlated" else ""), **few)
             for noise in (*NOISES[scale], "correlated") for seed in range(SEEDS[scale])
             for variant, (method, parameters) in METHODS.items()]
 
 
 def auxiliary_file(folder: Path, seed: int) -> Path:
-    return folder / "data" / f"auxiliary-seed-{seed}.npy"
+    return folder / "data" / f"auxiliary-of-{AUXILIARY['shots']}-shots-seed-{seed}.npy"
 
 
 def write_auxiliary(folder: Path, seed: int) -> None:

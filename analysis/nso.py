@@ -65,7 +65,7 @@ def CHECKPOINTS(scale: str) -> list[FineTuned]:
                 for target in PUBLISHED for seed in range(SEEDS["full"])
                 for variant, (method, parameters, settings) in PUBLISHED_METHODS.items()]
     folder = folder_of(scale)
-    digits = [demo.fine_tuned(folder, variant, method, parameters, noise, seed,
+    digits = [demo.checkpoint(folder, variant, method, parameters, noise, seed,
                                     **shortened(settings, demo.FINE_TUNING.epochs, scale))
               for noise in NOISES[scale] for seed in range(SEEDS[scale])
               for variant, (method, parameters, settings) in (METHODS | AUGMENTED).items()]

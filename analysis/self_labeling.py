@@ -48,7 +48,7 @@ PUBLISHED = {0.2: (7.80247, 14.07740, 2.0), 0.4: (8.47139, 19.01911, 2.0), 0.6: 
 
 def CHECKPOINTS(scale: str) -> list[FineTuned]:
     return [_published(noise, seed, variant) if scale == "full" else
-            demo.fine_tuned(folder_of(scale), variant, *METHODS[variant], noise, seed)
+            demo.checkpoint(folder_of(scale), variant, *METHODS[variant], noise, seed)
             for noise in NOISES[scale] for seed in range(SEEDS[scale])
             for variant in (PUBLISHED_METHODS if scale == "full" else METHODS)]
 

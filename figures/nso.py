@@ -24,7 +24,8 @@ def main() -> None:
     frame = comparison.checkpoints(style.readings(RUN), QUANTITIES, ["method", "dataset", "noise", "seed"])
     frame["noise"] = frame["dataset"] + ", label noise " + frame["noise"].astype(str)
     for name in ("trace", "largest eigenvalue"):
-        frame[f"log10 {name}"] = np.log10(frame[name].where(frame[name] > 0))  # a trace may be negative
+        positive = frame.groupby(["noise", "method"])[name].transform("min") > 0  # a trace may be negative
+        frame[f"log10 {name}"] = np.log10(frame[name].where(positive))
     table = comparison.table(frame, [*QUANTITIES, "log10 trace", "log10 largest eigenvalue"], REFERENCE)
     text = (comparison.markdown(table, {"test error": ".3f", "training loss": ".3f", "trace": ".0f",
                                       "largest eigenvalue": ".1f", f"log10 trace - {REFERENCE}": ".2f",

@@ -14,6 +14,7 @@ from genmeasure.checkpoints.build import build
 from genmeasure.checkpoints.write import write
 from genmeasure.data.readers import load
 from genmeasure.engine import Engine
+from genmeasure.errors import InputError
 from genmeasure.fine_tuned import FineTuned, make, recipe_of
 from genmeasure.registry import algorithm
 from genmeasure.subject import SubjectFiles, source_of
@@ -59,23 +60,25 @@ def digit_network(classes: int = 5, width: int = 16) -> DigitNetwork:
     return DigitNetwork(classes, width)
 
 
-def fine_tuned(folder: Path, variant: str, method: str, parameters: Mapping[str, Any], noise: float | str, seed: int, *,
+def checkpoint(folder: Path, variant: str, method: str, parameters: Mapping[str, Any], noise: float | str, seed: int, *,
                kind: str = "", **settings: Any) -> FineTuned:
     """One checkpoint of digits 5-9; the seed draws start, wrong labels and order.
 
     variant: the name that the method goes by. noise: what the readings say of it, and the rate of symmetric noise
     unless `kind` is another one's specification. settings: that differ from `FINE_TUNING`.
     """
+    if not kind and isinstance(noise, str):
+        raise InputError(f"noise={noise!r} came without its specification; give it as kind='{noise}:key=value'")
     kind = kind or f"symmetric:rate={noise},seed={seed}"
+    end, start = (checkpoint_path(folder, seed, name) for name in (f"{variant}-noise-{noise}", "start"))
     return FineTuned(
-        f"{variant}-noise-{noise}-seed-{seed}", place(folder, seed, f"{variant}-noise-{noise}"), MODEL,
-        str(place(folder, seed, "start")), f"{DATA}?noise={kind}#train", f"{DATA}#validation", f"{DATA}#test", method,
-        parameters, replace(FINE_TUNING, seed=seed, **settings),
+        f"{variant}-noise-{noise}-seed-{seed}", end, MODEL, str(start), f"{DATA}?noise={kind}#train",
+        f"{DATA}#validation", f"{DATA}#test", method, parameters, replace(FINE_TUNING, seed=seed, **settings),
         (("method", variant), ("dataset", "digits"), ("noise", noise), ("seed", seed)), head="head", examples=EXAMPLES,
         flops=FLOPS)
 
 
-def place(folder: Path, seed: int, name: str) -> Path:
+def checkpoint_path(folder: Path, seed: int, name: str) -> Path:
     """Where a checkpoint goes."""
     return folder / "checkpoints" / f"seed-{seed}" / f"{name}.safetensors"
 
@@ -83,7 +86,8 @@ def place(folder: Path, seed: int, name: str) -> Path:
 def write_starts(folder: Path, seeds: Sequence[int]) -> None:
     """The start that all checkpoints of a seed share: pretrained on digits 0-4, with a fresh head."""
     for seed in seeds:
-        settings, end, model = replace(PRETRAINING, seed=seed), place(folder, seed, "start"), build(MODEL, seed=seed)
+        settings, end = replace(PRETRAINING, seed=seed), checkpoint_path(folder, seed, "start")
+        model = build(MODEL, seed=seed)
         code = [algorithm["plain"].source_hash(), *source_of(model)]
         recipe = json.dumps({"settings": asdict(settings), "code": code}, sort_keys=True)
         if recipe_of(end) == recipe:
@@ -97,7 +101,7 @@ def write_starts(folder: Path, seeds: Sequence[int]) -> None:
 
 def plan(folder: Path, seeds: int) -> list[FineTuned]:
     """Every checkpoint: methods x label noise x seeds; the consistent loss needs label noise."""
-    return [fine_tuned(folder, method, method, parameters, noise, seed)
+    return [checkpoint(folder, method, method, parameters, noise, seed)
             for seed in range(seeds) for noise in NOISES for method, parameters in METHODS.items()
             if noise > 0 or method != "consistent-loss"]
 

@@ -74,7 +74,7 @@ class Subject:
     offload: bool = False
 
     def __reduce__(self) -> tuple:
-        return _restored, (ModuleFiles.of(self.model), self.__dict__)
+        return _restored, (ModuleFiles.of(self.model),), self.__dict__
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """`compute()` on the first call with `key`, its result afterwards; see `Shared`."""
@@ -466,10 +466,8 @@ def _check_depends(subject: Subject) -> None:
                          "pass")
 
 
-def _restored(_: ModuleFiles, fields: Mapping[str, Any]) -> Subject:
-    subject = object.__new__(Subject)
-    subject.__dict__.update(fields)
-    return subject
+def _restored(_: ModuleFiles) -> Subject:
+    return object.__new__(Subject)
 
 
 @dataclass(frozen=True)

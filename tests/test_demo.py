@@ -149,8 +149,9 @@ def test_nothing_is_trained_twice_and_what_changed_or_broke_is(tmp_path, small_d
 def test_the_same_files_come_out_again(made, tmp_path, small_demo):
     make(tmp_path, seeds=1)
     for name in checkpoints(tmp_path):
-        one, two = read(made / name).tensors, read(tmp_path / name).tensors
-        assert all(torch.equal(v, two[k]) for k, v in one.items()), name
+        one, two = read(made / name), read(tmp_path / name)
+        assert all(torch.equal(v, two.tensors[k]) for k, v in one.tensors.items()), name
+        assert one.metadata == two.metadata
 
 
 def test_the_checkpoints_audit_and_a_single_audit_agrees(made, tmp_path, small_demo):

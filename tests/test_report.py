@@ -70,7 +70,7 @@ def test_fit_counts_checkpoints_whose_wrong_labels_are_known():
     known = pd.DataFrame([gap("a", "error-train", 0.1), gap("a", "label-noise", 0.4), gap("b", "error-train", 0.3),
                           gap("b", "label-noise", 0.2), gap("of unknown labels", "error-train", 0.9)])
     text = " ".join(sentences(tidy(pd.concat([frame[frame["measure"] != "gap"], known])), None))
-    assert "1 of 2 checkpoints fit the given training labels" in text
+    assert "1 of 2 checkpoints, among those whose wrong labels are known, fit the given training labels" in text
     assert "(largest training error 0.3, where a share of 0.2 of the labels is wrong)" in text
 
 

@@ -26,6 +26,8 @@ from torch import nn
 from genmeasure.errors import InputError, unknown
 from genmeasure.registry import model_family
 
+FILES: dict[str, Path] = {}
+"""Of the modules that were run from a file, by name."""
 FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER, pkg.module:function, path/to/file.py:function"
 
 
@@ -157,6 +159,7 @@ def _module_from_file(path: Path) -> ModuleType:
         return sys.modules[name]
     description = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(description)
+    FILES[name] = path.resolve()
     sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
     sys.path.insert(0, str(path.resolve().parent))  # so that the file can import its neighbours
     try:
@@ -176,29 +179,38 @@ def _module_name(path: Path) -> str:
 
 @dataclass(frozen=True)
 class ModuleFiles:
-    """The files, run as modules, that classes of a model come from.
+    """Files that were run as modules, and that classes of a model come from, or from their neighbours.
 
-    Where it is unpickled they are run first, so that a model which is pickled behind it finds its classes.
+    Where it is unpickled they are run first, so that a model which is pickled behind it finds its classes. Raises
+    `InputError` when pickled after a file has changed.
     """
 
+    names: tuple[str, ...]
     paths: tuple[str, ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> ModuleFiles:
         """Of all modules in `model`."""
-        names = dict.fromkeys(type(part).__module__ for part in model.modules())
-        files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
-        paths = {name: Path(file) for name, file in files.items() if file and Path(file).is_file()}
-        return cls(tuple(str(path.resolve()) for name, path in paths.items() if name == _module_name(path)))
+        kinds = {type(part).__module__ for part in model.modules()}
+        folders = {Path(file).parent for kind in kinds if (file := getattr(sys.modules.get(kind), "__file__", None))}
+        some = {name: path for name, path in FILES.items() if name in kinds or path.parent in folders}
+        return cls(tuple(some), tuple(map(str, some.values())))
 
     def __reduce__(self) -> tuple:
-        return _run, self.paths
+        for name, path in zip(self.names, self.paths, strict=True):
+            if not Path(path).is_file() or _module_name(Path(path)) != name:
+                raise InputError(f"{path}, which a model comes from, has changed since it was read, so that other "
+                                 "processes cannot build the same model; start again with the file as it is")
+        return _run, (self.names, self.paths)
+
+    def __deepcopy__(self, _: dict) -> ModuleFiles:
+        return self
 
 
-def _run(*paths: str) -> ModuleFiles:
+def _run(names: tuple[str, ...], paths: tuple[str, ...]) -> ModuleFiles:
     for path in paths:
         _module_from_file(Path(path))
-    return ModuleFiles(paths)
+    return ModuleFiles(names, paths)
 
 
 def _import_failed(place: str, error: Exception) -> InputError:

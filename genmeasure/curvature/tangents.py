@@ -217,22 +217,12 @@ def elementwise(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tan
 
 def bilinear(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tangent | None]:
     (a, b), (s, t) = step.moved, tangents
-    matrices = getattr(step.function, "__name__", "") in MATRIX_PRODUCTS
-    if matrices and a.ndim == b.ndim > 2 and a.shape[:-2] == b.shape[:-2]:
-        left, right = _rows_times(s.values, b), _rows_times(t.values.mT, a.mT).mT
-    else:
-        left, right = vmap(step.apply, (0, None))(s.values, b), vmap(step.apply, (None, 0))(a, t.values)
-    moved = Tangent(s.slots, left) + Tangent(t.slots, right)
+    moved = (Tangent(s.slots, vmap(step.apply, (0, None))(s.values, b)) +
+             Tangent(t.slots, vmap(step.apply, (None, 0))(a, t.values)))
     both = tuple(x for x in s.slots if x in t.slots)
     if not both:
         return [moved], None
     return [moved], Tangent(both, vmap(step.apply)(s.at(both), t.at(both)).mul_(2 * step.slope))
-
-
-def _rows_times(values: Tensor, matrices: Tensor) -> Tensor:
-    """values [k, *b, t, d] times matrices [*b, d, u], [k, *b, t, u]: one product for each matrix and not k of them."""
-    rows = values.movedim(0, -3)  # [*b, k, t, d]
-    return (rows.flatten(-3, -2) @ matrices).unflatten(-2, rows.shape[-3:-1]).movedim(-3, 0)
 
 
 def softmax(step: Step, tangents: list[Tangent]) -> tuple[list[Tangent], Tangent]:
@@ -312,8 +302,7 @@ ELEMENTWISE = frozenset((
     "log1p", "sqrt", "rsqrt", "square", "sin", "cos", "erf", "abs", "reciprocal"))
 """Of one tensor, number by number."""
 MULTIPLICATIONS = frozenset(["mul", "__mul__", "__rmul__", "multiply"])
-MATRIX_PRODUCTS = frozenset(["matmul", "__matmul__", "bmm", "mm"])
-PRODUCTS = MATRIX_PRODUCTS | MULTIPLICATIONS
+PRODUCTS = frozenset(["matmul", "__matmul__", "bmm", "mm"]) | MULTIPLICATIONS
 """Bilinear in two tensors."""
 DIVISIONS = frozenset(["div", "__truediv__", "true_divide", "divide"])
 AFFINE_IN_FIRST = DIVISIONS | {"linear", "conv1d", "conv2d", "conv3d", "batch_norm"}
@@ -483,9 +472,9 @@ class Tangents:
         if places is None:
             risk.spend(FORWARD, len(batch))
             raise OtherPathError
-        risk.spend(FORWARD * (5 + sum(self.taps.behind(name) for name in names)), len(batch))
         slope, curvature = _of_function(run.outputs, batch, function)
-        self._look_back(run, slope, list(places))
+        backward = self._look_back(run, slope, list(places))
+        risk.spend(FORWARD * (3 + backward + sum(self.taps.behind(name) for name in names)), len(batch))
         second = slope.new_zeros(len(names), len(batch))
         moved = self._carried(run, places, probes, names, second, len(batch))
         first = torch.zeros_like(second)
@@ -496,18 +485,18 @@ class Tangents:
         return first.T, second.T
 
     @staticmethod
-    def _look_back(run: Recorded, slope: Tensor, curved: Sequence[int]) -> None:
-        """Gives the steps `curved` the gradient along `slope`, and rows that can be left out their live ones.
+    def _look_back(run: Recorded, slope: Tensor, curved: Sequence[int]) -> int:
+        """Gives the steps `curved` the gradient along `slope`, and rows that can be left out their live ones; how many
+        passes backward it took.
 
-        The gradient of the network's outputs in a direction without zeros is zero where they depend on nothing (and
-        where it happens to cancel: there neither slope nor curvature of the function see a tangent). A random direction
-        is taken where the slope has zeros.
+        The outputs' gradient in a direction without zeros is zero where they depend on nothing, and almost surely
+        nowhere else. A random direction is taken where the slope has zeros.
         """
         wanted = [i for i, step in enumerate(run.steps) if step.row_by_row]
-        if bool((slope != 0).all()):
+        once = bool((slope != 0).all())
+        if once:
             both = sorted({*curved, *wanted})
-            found = dict(zip(both, run.slopes(slope, both), strict=True))
-            along = found
+            found = along = dict(zip(both, run.slopes(slope, both), strict=True))
         else:
             mix = torch.randn(run.outputs.shape, generator=generator("live rows"), dtype=torch.float64).to(run.outputs)
             found = dict(zip(wanted, run.slopes(mix, wanted, again=True), strict=True))
@@ -519,6 +508,7 @@ class Tangents:
                 live = (found[i] != 0).any(-1).flatten()
                 if live.double().mean() < MOST_LIVE:
                     run.steps[i].live = live.nonzero().squeeze(1)
+        return 1 if once else 2
 
     def _carried(self, run: Recorded, places: Mapping[int, Place], probes: Mapping[str, Probe], names: list[str],
                  second: Tensor, examples: int) -> Tangent | None:

@@ -60,16 +60,17 @@ def _gap(frame: pd.DataFrame) -> list[str]:
 
 def _fit(frame: pd.DataFrame) -> str:
     error, wrong = (select(frame, "gap", term=t).set_index("subject")["value"] for t in ("error-train", "label-noise"))
-    wrong = wrong.reindex(error.index).dropna()
+    count, wrong = len(error), wrong.reindex(error.index).dropna()
     error = error[wrong.index]
     if wrong.empty:
         return ""
-    if len(error) == 1:
+    if count == 1:
         return (f"The training error on the given labels is {number(error.iloc[0])}, where a share of "
                 f"{number(wrong.iloc[0])} of the labels is wrong.")
     good = int((error <= wrong + 1e-12).sum())
-    return (f"{good} of {len(error)} checkpoints fit the given training labels at least as well as a model that knows "
-            f"every true label would (largest training error {number(error.max())}, where a share of "
+    known = "" if len(error) == count else ", among those whose wrong labels are known,"
+    return (f"{good} of {len(error)} checkpoints{known} fit the given training labels at least as well as a model that "
+            f"knows every true label would (largest training error {number(error.max())}, where a share of "
             f"{number(wrong[error.idxmax()])} of the labels is wrong).")
 
 

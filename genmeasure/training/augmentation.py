@@ -13,7 +13,7 @@ from genmeasure.data.batches import Batch, map_tensors
 from genmeasure.errors import InputError
 
 SHARE = 8
-"""Images are moved by at most this part of their sides: 4 of 32 pixels, as is usual for CIFAR-10."""
+"""Images are moved by at most this part of their sides, or by one pixel: 4 of 32, as is usual for CIFAR-10."""
 
 
 def crop(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -28,7 +28,7 @@ def crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every second image, by chance, with left and right exchanged."""
+    """Each image with left and right exchanged, with probability one half."""
     turned = torch.rand(len(images), generator=generator) < 0.5
     return torch.where(turned.to(images.device)[:, None, None, None], images.flip(3), images)
 

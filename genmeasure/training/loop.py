@@ -100,6 +100,7 @@ def fine_tune(model: nn.Module, algorithm: Algorithm | str, train: Batches, vali
         trained = copy.deepcopy(model).to(device)
         examples = whole(train)
         classes = _check(trained, examples, train.name)
+        augmented(examples.select(slice(2)), settings.augment, torch.Generator())  # refuses what is not an image
         if validation is not None:
             _check_labels(validation.labels, classes, validation.name)
 

@@ -37,8 +37,8 @@ class Settings:
     accumulate: parts of about the same size in which each batch is carried through the network, to save memory;
     normalisation layers see each part by itself. precision: of the network's passes in training, "float32",
     "bfloat16" or "float16" (`torch.autocast`; weights and gradients keep their type).
-    augment: what is drawn anew for every image in every step: "none", "crop" (moved by up to an eighth of its sides),
-    "flip" (left and right exchanged) or "crop-flip".
+    augment: what is drawn anew for every image in every step: "none", "crop" (moved by up to an eighth of its sides, or
+    by one pixel), "flip" (left and right exchanged) or "crop-flip".
     select: the epoch to return unless the algorithm has a rule of its own: "last", or the one with the best
     validation "loss" or "error". patience: then ends training after so many epochs without a new best.
     seed: of the order of examples, dropout and every draw. device: "auto", "cpu", "cuda", "cuda:1" or "mps".

@@ -1,7 +1,10 @@
 """Models from one line."""
 
+import copy
+import pickle
 import random
 import re
+import subprocess
 import sys
 import types
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from genmeasure.checkpoints.build import build, split
+from genmeasure.checkpoints.build import ModuleFiles, build, split
 from genmeasure.checkpoints.match import fingerprint
 from genmeasure.errors import InputError
 
@@ -214,3 +217,38 @@ def test_transformers(monkeypatch, tmp_path):
     refused(f"hf:{tmp_path}/bare", "as in ?architecture=BertForSequenceClassification")
     refused(f"hf:{tmp_path}/full?architecture=TinyForTset", "did you mean 'TinyForTest'?")
     refused(f"hf:{tmp_path}/full?num_lables=5", "did you mean 'num_labels'?")
+
+
+@pytest.fixture
+def neighbours(tmp_path, monkeypatch):
+    """A builder whose class comes from a file beside it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_the_builder.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
+    path = tmp_path / "builder.py"
+    path.write_text("from beside_the_builder import Net\ndef net():\n    return Net(2, 3)\n")
+    yield path
+    sys.modules.pop("beside_the_builder", None)
+
+
+def in_another_process(path, data):
+    code = "import pickle, sys; print(type(pickle.load(open(sys.argv[1], 'rb'))[1]).__name__)"
+    path.write_bytes(data)
+    return subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+
+
+def test_files_travel_with_a_model_that_comes_from_them(neighbours, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("from torch import nn\nclass Own(nn.Linear):\n    pass\ndef net():\n    return Own(2, 3)\n")
+    for path, name in ((own, "Own"), (neighbours, "Net")):
+        model = build(f"{path}:net")
+        ran = in_another_process(tmp_path / "model.pickle", pickle.dumps((ModuleFiles.of(model), model)))
+        assert ran.stdout.strip() == name, ran.stderr
+    assert ModuleFiles.of(nn.Linear(2, 2)).paths == ()
+
+
+def test_a_file_that_changed_is_not_sent(neighbours):
+    files = ModuleFiles.of(build(f"{neighbours}:net"))
+    assert copy.deepcopy(files) is files
+    neighbours.write_text(neighbours.read_text() + "#")
+    with pytest.raises(InputError, match="start again with the file as it is$"):
+        pickle.dumps(files)

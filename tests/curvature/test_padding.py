@@ -127,3 +127,15 @@ def test_outputs_come_in_their_order(monkeypatch):
     assert find_padding(s.risk) is not None
     for batch in s.risk.batches:
         assert torch.allclose(padding.outputs(s.risk, batch), s.risk.outputs({}, batch), rtol=1e-12)
+
+
+def test_tried_out_on_a_few_from_the_shortest_to_the_longest(monkeypatch):
+    monkeypatch.setattr(padding, "TRIED", 3)
+    s, tried = make(), []
+    outputs = s.risk.outputs
+    monkeypatch.setattr(s.risk, "outputs", lambda point, batch: tried.append(batch) or outputs(point, batch))
+    assert find_padding(s.risk) is not None
+    assert len(tried[0]) == 3
+    assert {batch.inputs[0].shape[-1] for batch in tried[1:]} == {3, 5, 9}  # of 3, 9, 5 and 9
+    monkeypatch.setattr(padding, "TRIED", 2)
+    assert find_padding(make(Careless).risk) is None

@@ -203,3 +203,21 @@ def test_rows_are_not_left_out_because_a_function_is_flat():
         for ours, twin in both(make(Encoder), function):
             assert torch.allclose(ours[1], twin[1], rtol=1e-10, atol=1e-13)
             assert (twin[1] != 0).all()
+
+
+def test_one_pass_backward_unless_a_slope_is_zero(monkeypatch):
+    passes, slopes = [], module.Recorded.slopes
+    monkeypatch.setattr(module.Recorded, "slopes", lambda *a, **k: passes.append(1) or slopes(*a, **k))
+    s = make(Encoder)
+    taps, batch = find_taps(s.risk), next(iter(s.risk.batches))
+    find_tangents(s.risk, taps)
+    probes = {x.name: Probe(s.displacement(x)) for x in s.layers}
+    found = []
+    for function in (s.risk.losses_of, lambda outputs, _: outputs[:, 0]):
+        passes.clear()
+        before = s.risk.passes
+        second_derivatives(s.risk, taps, batch, probes, function)
+        found.append((len(passes), s.risk.passes - before))
+    (one, cheaper), (two, dearer) = found
+    assert (one, two) == (1, 2)
+    assert dearer - cheaper == pytest.approx(len(batch) / s.risk.batches.size)
