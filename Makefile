@@ -44,7 +44,7 @@ studies: $(INSTALLED)
 # Redraws from readings that are there, of a study or of several that begin with its name; without torch.
 figures: $(INSTALLED)
 	for figure in $(FIGURES); do \
-	    if ls out/$$figure/readings.csv out/$${figure}_*/readings.csv >/dev/null 2>&1; then \
+	    if ls out/$$figure/readings.csv out/$${figure}_*/readings.csv 2>/dev/null | grep -q .; then \
 	        $(BIN)/python figures/$$figure.py || exit 1; \
 	    else echo "figures/$$figure.py is left out: its study has no readings in out; make studies takes them"; fi; \
 	done

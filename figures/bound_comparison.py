@@ -58,6 +58,8 @@ def draw(panel, table: pd.DataFrame) -> None:
     panel.axvline(0, color="0.6", lw=0.8)
     panel.set_yticks(range(len(names)), names)
     panel.set(xlabel="log10 of the bound", xscale="symlog")
+    low, high = panel.get_xlim()
+    panel.set_xlim(low, 1.5 * high)  # the margins of this scale are too narrow for a marker
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,21 @@ def test_studies_in_scales_are_found():
     assert {"measure_vs_gap_resnet", "bound_comparison", "text"} <= {path.stem for path in studies("full")}
     assert all(scales(path)[:2] == ("quick", "small") for path in studies("quick"))
     assert figure_of(ROOT / "analysis" / "measure_vs_gap_text.py").stem == "measure_vs_gap"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("runs", [(), ("probe",), ("probe_one", "probe_two")])
+def test_figures_are_drawn_from_readings_of_one_study_or_of_several(runs, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "probe.py").write_text("print('drawn')")
+    for run in runs:
+        (tmp_path / "out" / run).mkdir(parents=True)
+        (tmp_path / "out" / run / "readings.csv").touch()
+    made = subprocess.run(["make", "-s", "-f", ROOT / "Makefile", "-o", ".venv/installed", "figures", "FIGURES=probe",
+                           f"BIN={Path(sys.executable).parent}"], cwd=tmp_path, capture_output=True, text=True,
+                          check=True)
+    assert made.stdout == ("drawn\n" if runs else
+                           "figures/probe.py is left out: its study has no readings in out; make studies takes them\n")
 
 
 @pytest.mark.slow
