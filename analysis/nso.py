@@ -28,6 +28,8 @@ METHODS = {
     "plain": ("plain", {}, {}), "plain, twice as long": ("plain", {}, {"epochs": TWICE}),
     "one-sided noise 0.05, twice as long": ("noise-injection", {"sigma": 0.05}, {"epochs": TWICE}),
     "SAM 0.05": ("sam", {"rho": 0.05}, {}), "SAM 0.2": ("sam", {"rho": 0.2}, {}), "SAM 0.5": ("sam", {"rho": 0.5}, {}),
+    "ASAM 0.5": ("asam", {"rho": 0.5}, {}), "ASAM 2": ("asam", {"rho": 2.0}, {}),
+    "random SAM 0.2": ("random-sam", {"rho": 0.2}, {}), "label smoothing": ("label-smoothing", {}, {}),
     "NSO 0.02": ("nso", {"sigma": 0.02}, {}), "NSO 0.05": ("nso", {"sigma": 0.05}, {}),
     "NSO 0.1": ("nso", {"sigma": 0.1}, {}),
     "plain, twice as long + weight decay": ("plain", {}, {"epochs": TWICE, **DECAY}),

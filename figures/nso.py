@@ -13,7 +13,7 @@ QUANTITIES = {"test error": {"measure": "gap", "term": "error-test"},
               "training loss": {"measure": "gap", "term": "loss-train"},
               "trace": {"measure": "hessian-trace", "layer": "total"},
               "largest eigenvalue": {"measure": "hessian-top", "layer": "total", "term": "largest"}}
-FAMILIES = ("plain", "one-sided noise", "SAM", "NSO", "with weight decay", "with augmentation")
+FAMILIES = ("plain", "one-sided noise", "label smoothing", "SAM", "NSO", "with weight decay", "with augmentation")
 
 
 def family_of(method: str) -> str:
@@ -57,7 +57,7 @@ def main() -> None:
             above.set_title(group)
         shown = {label: handle for panel in panels[0]
                  for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-        figure.legend(shown.values(), shown, loc="outside upper center", ncols=len(FAMILIES))
+        figure.legend(shown.values(), shown, loc="outside upper center", ncols=4)
     style.save(figure, "nso")
     style.write_table(table, text, "nso")
 
