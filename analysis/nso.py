@@ -38,6 +38,8 @@ AUGMENTED = {
     "plain, twice as long + augmentation": ("plain", {}, {"epochs": TWICE, "augment": "crop"}),
     "NSO 0.05 + augmentation": ("nso", {"sigma": 0.05}, {"augment": "crop"})}
 """Of digits, which must not be turned around."""
+QUICK = ("plain", "plain, twice as long", "SAM 0.05", "NSO 0.05", "NSO 0.05 + weight decay", "NSO 0.05 + augmentation")
+"""The methods of the quick scale."""
 TEXT_TWICE = 2 * text.SETTINGS["epochs"]
 TEXT_METHODS = {variant: (method, parameters, {k: TEXT_TWICE if k == "epochs" else v for k, v in settings.items()})
                 for variant, (method, parameters, settings) in METHODS.items()}
@@ -68,12 +70,14 @@ def CHECKPOINTS(scale: str) -> list[FineTuned]:
                 for variant, (method, parameters, settings) in PUBLISHED_METHODS.items()]
     folder = folder_of(scale)
     digits = [demo.checkpoint(folder, variant, method, parameters, noise, seed,
-                                    **shortened(settings, demo.FINE_TUNING.epochs, scale))
+                              **shortened(settings, demo.FINE_TUNING.epochs, scale))
               for noise in NOISES[scale] for seed in range(SEEDS[scale])
-              for variant, (method, parameters, settings) in (METHODS | AUGMENTED).items()]
+              for variant, (method, parameters, settings) in (METHODS | AUGMENTED).items()
+              if scale == "small" or variant in QUICK]
     reviews = [text.checkpoint(folder, "MR", 0.0, seed, variant, method, parameters,
                                **shortened(settings, text.SETTINGS["epochs"], scale))
-               for seed in range(SEEDS[scale]) for variant, (method, parameters, settings) in TEXT_METHODS.items()]
+               for seed in range(SEEDS[scale]) for variant, (method, parameters, settings) in TEXT_METHODS.items()
+               if scale == "small" or variant in QUICK]
     return digits + reviews
 
 
