@@ -59,7 +59,7 @@ PUBLISHED_METHODS = {
     "NSO 0.012 + weight decay": ("nso", {"sigma": 0.012}, {"weight_decay": 1e-4}),
     "plain, twice as long + augmentation": ("plain", {}, {"epochs": 60, "step_epochs": 20, "augment": "crop-flip"}),
     "NSO 0.012 + augmentation": ("nso", {"sigma": 0.012}, {"augment": "crop-flip"})}
-"""Of Zhang, Li & Ju 2024 for a ResNet-34 (public code)."""
+"""Of Zhang, Li & Ju 2024 for a ResNet-34 (public code); the kind of augmentation is ours."""
 
 
 def CHECKPOINTS(scale: str) -> list[FineTuned]:

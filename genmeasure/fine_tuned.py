@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class FineTuned:
 
 
 def _without_seconds(record: dict[str, Any]) -> dict[str, Any]:
-    """The same recipe makes the same file."""
+    """So that the same recipe makes the same contents."""
     return {name: value for name, value in record.items() if name != "seconds"}
 
 
@@ -106,14 +106,13 @@ def recipe_of(path: Path) -> str | None:
         return None
 
 
-def carry_out(wanted: Callable[[], str], _: int) -> Iterator[str]:
-    """One checkpoint, as a task of an engine; its name."""
+def _carry_out(wanted: FineTuned, _: int) -> Iterator[str]:
     yield wanted()
 
 
 def make(wanted: Sequence[FineTuned], *, device: str = "auto", engine: Engine | None = None) -> list[SubjectFiles]:
     """Make the checkpoints that are missing; the subjects to audit."""
-    for _ in (engine or LocalEngine()).map(carry_out, wanted, "fine-tune"):
+    for _ in (engine or LocalEngine()).map(_carry_out, wanted, "fine-tune"):
         pass
     return [one.files(device) for one in wanted]
 

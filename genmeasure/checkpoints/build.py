@@ -159,7 +159,6 @@ def _module_from_file(path: Path) -> ModuleType:
         return sys.modules[name]
     description = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(description)
-    FILES[name] = path.resolve()
     sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
     sys.path.insert(0, str(path.resolve().parent))  # so that the file can import its neighbours
     try:
@@ -169,6 +168,7 @@ def _module_from_file(path: Path) -> ModuleType:
         raise _import_failed(str(path), error) from error
     finally:
         sys.path.remove(str(path.resolve().parent))
+    FILES[name] = path.resolve()
     return module
 
 
@@ -192,8 +192,11 @@ class ModuleFiles:
     def of(cls, model: nn.Module) -> ModuleFiles:
         """Of all modules in `model`."""
         kinds = {type(part).__module__ for part in model.modules()}
-        folders = {Path(file).parent for kind in kinds if (file := getattr(sys.modules.get(kind), "__file__", None))}
-        some = {name: path for name, path in FILES.items() if name in kinds or path.parent in folders}
+        folders = {Path(file).parent for kind in kinds - FILES.keys()
+                   if (file := getattr(sys.modules.get(kind), "__file__", None))}
+        latest = {path: name for name, path in FILES.items()}  # a file that changed was run under each of its names
+        some = {name: path for name, path in FILES.items()
+                if name in kinds or (path.parent in folders and latest[path] == name)}
         return cls(tuple(some), tuple(map(str, some.values())))
 
     def __reduce__(self) -> tuple:

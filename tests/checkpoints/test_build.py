@@ -252,3 +252,5 @@ def test_a_file_that_changed_is_not_sent(neighbours):
     neighbours.write_text(neighbours.read_text() + "#")
     with pytest.raises(InputError, match="start again with the file as it is$"):
         pickle.dumps(files)
+    again = ModuleFiles.of(build(f"{neighbours}:net"))
+    assert pickle.loads(pickle.dumps(again)) == again

@@ -17,12 +17,11 @@ def drawn(seed=0):
 
 def test_crop_moves_whole_images_by_at_most_an_eighth():
     images = torch.arange(1.0, 1 + 2 * 16 * 24).reshape(1, 2, 16, 24).expand(500, -1, -1, -1)
-    found, seen = crop(images, drawn()), set()
-    for image in found:
-        (down, right), = ((r, c) for r in range(-2, 3) for c in range(-3, 4) if torch.equal(
-            image, moved(images[0], r, c)))
-        seen.add((down, right))
-    assert seen == {(r, c) for r in range(-2, 3) for c in range(-3, 4)}
+    places = [(r, c) for r in range(-2, 3) for c in range(-3, 4)]
+    twins = torch.stack([moved(images[0], *place) for place in places])
+    fits = (crop(images, drawn())[:, None] == twins).flatten(2).all(2)
+    assert (fits.sum(1) == 1).all()
+    assert fits.any(0).all()  # each of 35 places, by all but 2e-5 of seeds
     assert torch.equal(images[0], torch.arange(1.0, 1 + 2 * 16 * 24).reshape(2, 16, 24))
 
 
