@@ -34,7 +34,7 @@ def forms_of_smooth(setting: Setting) -> Iterator[Row]:
 def against_double_backward(case: Case, setting: Setting) -> Iterator[Row]:
     """One row for a gradient and a product each for every example and layer, one for a gradient that serves all."""
     subject = case.subject
-    count, layers = min(setting.of(6, 2), subject.train.size), len(subject.layers)
+    count, layers = min(setting.of(24, 2), subject.train.size), len(subject.layers)
     directions = {layer.name: subject.displacement(layer) for layer in subject.layers}
     ours.forms(case.few)
     theirs.example_forms(case.few, directions, 1, each_layer=False)

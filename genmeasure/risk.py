@@ -161,6 +161,8 @@ class Risk:
                                  f"needs forward passes alone, or {WHOLE}")
             with torch.inference_mode(False), torch.no_grad():  # what it gathers into must serve training afterwards
                 return forward(self.model, batch)
+        if not weights:
+            return self._model(batch)
         return functional_call(self._model, {self._paths[k]: w for k, w in weights.items()}, (batch,))
 
     def outputs_of_state(self, state: Mapping[str, Tensor], batch: Batch) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+COUNTING = threading.Lock()
 
 
 @dataclass
@@ -35,9 +38,10 @@ class Shared:
 
     def spend(self, passes: float) -> None:
         """Record work that was carried out."""
-        self.passes += passes
-        if self._making:
-            self._making[-1].passes += passes
+        with COUNTING:
+            self.passes += passes
+            if self._making:
+                self._making[-1].passes += passes
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """`compute()` on the first call with `key`, its result afterwards."""

@@ -20,6 +20,7 @@ from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import directional, first_derivative
 from genmeasure.curvature.padding import cut
 from genmeasure.curvature.piecewise import structure
+from genmeasure.curvature.program import Program
 from genmeasure.curvature.survey import Survey, negligible, output_hessian, survey
 from genmeasure.curvature.tangents import second_derivatives
 from genmeasure.curvature.taps import Probe, Taps, find_taps, slopes_along
@@ -109,7 +110,7 @@ def gauss_newton_forms(risk: Risk, vectors: Mapping[str, Tensor], taps: Taps | N
 
     def squares(batch: Batch, directions: Callable[[Tensor], Tensor]) -> Tensor:
         return slopes_along(risk, taps, batch, vectors, directions)[0].square()
-    return over_directions(risk, found, found.sizes, counts, squares)
+    return over_directions(risk, found, found.sizes, counts, squares, taps.program)
 
 
 def used_directions(risk: Risk, found: Survey) -> Tensor:
@@ -118,11 +119,12 @@ def used_directions(risk: Risk, found: Survey) -> Tensor:
 
 
 @torch.no_grad()
-def over_directions(risk: Risk, found: Survey, sizes: Tensor, counts: Tensor, measured: Callable) -> Tensor:
+def over_directions(risk: Risk, found: Survey, sizes: Tensor, counts: Tensor, measured: Callable,
+                    program: Program | None = None) -> Tensor:
     """sum over an example's directions k of sizes [examples, k] times what is measured there, [examples, layers].
 
     counts: how many directions to take of each example [examples], the largest first (`used_directions`). measured:
-    (batch, outputs -> directions [D, b, outputs]) -> [D, b, layers].
+    (batch, outputs -> directions [D, b, outputs]) -> [D, b, layers]. program: what `measured` runs.
     """
     which = sizes.abs().argsort(dim=1, descending=True)
 
@@ -133,36 +135,38 @@ def over_directions(risk: Risk, found: Survey, sizes: Tensor, counts: Tensor, me
         weights = torch.where(torch.arange(len(used))[:, None] < counts[batch.rows], sizes[rows, used], 0)
         return torch.cat([batch.rows[:, None], (weights[:, :, None] * values).sum(0)], 1)
     result = torch.zeros(risk.batches.size, len(risk.layers), dtype=torch.float64)
-    table = risk.engine.examples(summed, by_count(risk.batches, counts))
+    batches = by_count(risk.batches, counts, program and program.at_once)
+    table = risk.engine.examples(summed, batches, apart=program is not None and program.at_once is not None)
     result[table[:, 0].long()] = table[:, 1:]
     return result
 
 
-def by_count(batches: Batches, counts: Tensor) -> Iterator[Batch]:
+def by_count(batches: Batches, counts: Tensor, at_once: int | None = None) -> Iterator[Batch]:
     """The examples with a positive count, in batches of examples whose counts are alike; `rows` are their own.
 
     Sorted within `WINDOW` batches at a time, as data may not fit into memory.
     """
     limit, rows = max(batches.lengths), counts.nonzero().squeeze(1)
+    most, least = min(limit, at_once or limit), max(1, limit // LEAST)
     source = iter(batches)
     while window := list(itertools.islice(source, WINDOW)):
         for batch in gather(window, rows, WINDOW * limit):
             mine = rows[batch.rows]
             order = counts[mine].argsort(descending=True)
             batch = replace(batch, rows=mine).select(order)
-            for part in of_like_counts(counts[batch.rows], limit):
+            for part in of_like_counts(counts[batch.rows], most, min(most, least)):
                 yield batch.select(part)
 
 
-def of_like_counts(counts: Tensor, limit: int) -> Iterator[slice]:
-    """Slices of falling counts [n], of at most `limit` and at least a `LEAST`th of it where that many are left.
+def of_like_counts(counts: Tensor, most: int, least: int) -> Iterator[slice]:
+    """Slices of falling counts [n], of at most `most` and at least `least` where that many are left.
 
     A batch ends where a count ends, as every example of it takes as many passes as the first.
     """
-    start, least = 0, max(1, limit // LEAST)
+    start = 0
     while start < len(counts):
-        ends = start + least + counts[start + least - 1:start + limit].diff().nonzero().squeeze(1)
-        end = int(ends[0]) if len(ends) else start + limit
+        ends = start + least + counts[start + least - 1:start + most].diff().nonzero().squeeze(1)
+        end = int(ends[0]) if len(ends) else start + most
         yield slice(start, end)
         start = end
 

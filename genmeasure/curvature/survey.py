@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import hessian, vmap
 
 from genmeasure.curvature import padding
+from genmeasure.curvature.program import find_program
 from genmeasure.data.batches import Batch
 from genmeasure.risk import FORWARD, Risk
 
@@ -117,12 +118,13 @@ def _survey(risk: Risk) -> Survey | None:
     eigen = one.ndim == 2 and k <= EIGEN_OUTPUTS and n * k * k <= MOST_NUMBERS
     if not eigen and risk.loss.softmax_rows is None:
         return None
+    program = find_program(risk)
     apart = eigen or (one.ndim == 2 and n * k <= MOST_NUMBERS)
 
     def rows(batch: Batch) -> Tensor:
         batch = risk.place_for_speed(batch)
         risk.spend(FORWARD, len(batch))
-        outputs = padding.outputs(risk, batch).double()
+        outputs = (padding.outputs(risk, batch) if program is None else program.outputs(batch)).double()
         risk.checked(risk.loss(outputs, batch.targets), batch, "loss")
         with torch.enable_grad():
             point = outputs.detach().requires_grad_()
@@ -139,7 +141,8 @@ def _survey(risk: Risk) -> Survey | None:
             return torch.cat([slopes, curved], 1)
         sizes = risk.scale * (p * (1 - 2 * p + concentration) * mask[..., None]).flatten(1)
         return torch.cat([slopes, curved, sizes], 1)
-    slopes, traces, *rest = risk.engine.examples(rows, risk.batches).split([1, 1, k] if apart else [1, 1], 1)
+    table = risk.engine.examples(rows, risk.batches, apart=program is not None and program.at_once is not None)
+    slopes, traces, *rest = table.split([1, 1, k] if apart else [1, 1], 1)
     decompose = partial(_eigen, risk, rest[0]) if eigen else partial(tuple, (rest[0] if apart else traces, None))
     return Survey(apart, slopes[:, 0], traces[:, 0], decompose)
 

@@ -21,6 +21,7 @@ from torch.func import jvp, vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from genmeasure.curvature.calls import Call, linear_call, weight_key
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import written_out
 from genmeasure.curvature.matrix_product import linear as linear_product
@@ -28,14 +29,11 @@ from genmeasure.curvature.padding import by_length, cut, length
 from genmeasure.curvature.taps import (
     AGREEMENT,
     SHARE,
-    Call,
     Function,
     Probe,
     Taps,
     attention_function,
     diagonal_second_derivatives,
-    linear_call,
-    weight_key,
 )
 from genmeasure.data.batches import Batch
 from genmeasure.risk import FORWARD, Risk

@@ -9,11 +9,10 @@ all examples, without a gradient of any weight.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,13 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from genmeasure.curvature.calls import Call, Layout, batch_norm, linear_call, memory_order, weight_key
 from genmeasure.curvature.matrix_product import linear
+from genmeasure.curvature.program import Program, find_program
 from genmeasure.data.batches import Batch
 from genmeasure.risk import FORWARD, GRADIENT, Risk
 
-CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
-CHUNK, PATCHES = 2**22, 2**21
-"""Numbers held at once by per-example gradients of one layer, and by the patches of a convolution's inputs."""
+CHUNK = 2**22
+"""Numbers held at once by per-example gradients of one layer."""
 
 AGREEMENT = 2e-3
 """Of a layer's largest squared gradient: float32 rounding stays far below it (1e-6), a use that is missed does not."""
@@ -38,120 +38,6 @@ SHARE = 4
 attention_function = types.FunctionType(
     F.multi_head_attention_forward.__code__, {**vars(F), "has_torch_function": lambda *_: False},
     argdefs=F.multi_head_attention_forward.__defaults__)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the examples are among the rows of a call: b examples of several rows each, or several rows of b each."""
-
-    layer: str
-    examples_first: bool = True
-
-    def split(self, rows: Tensor, examples: int) -> Tensor:
-        """[rows, ...] -> [b, rows / b, ...]."""
-        if self.examples_first:
-            return rows.reshape(examples, -1, *rows.shape[1:])
-        return rows.reshape(-1, examples, *rows.shape[1:]).transpose(0, 1)
-
-    def join(self, split: Tensor) -> Tensor:
-        """[b, rows / b, ...] -> [rows, ...]."""
-        return (split if self.examples_first else split.transpose(0, 1)).flatten(0, 1)
-
-    def spread(self, values: Tensor, rows: int) -> Tensor:
-        """[b, ...] -> [rows, ...]: every example's value on each of its rows."""
-        times = rows // len(values)
-        if self.examples_first:
-            return values.repeat_interleave(times, 0)
-        return values.repeat(times, *[1] * (values.ndim - 1))
-
-
-@dataclass(frozen=True)
-class Call:
-    """One use of a layer's weight: output = operation(input, weight), linear in both.
-
-    transposed: the weight is [in, out]. As rows, input and output of linear operations are [rows, features], those of
-    convolutions [rows, channels, ...].
-    """
-
-    weight: Tensor
-    input: Tensor
-    convolution: tuple | None
-    operation: Callable[[Tensor, Tensor], Tensor]
-    transposed: bool = False
-
-    def as_rows(self, tensor: Tensor) -> Tensor:
-        return tensor if self.convolution else tensor.reshape(-1, tensor.shape[-1])
-
-    def columns(self, values: Tensor) -> Tensor:
-        """[rows, channels] ready to be multiplied with an input or output in rows."""
-        return values.reshape(*values.shape, *[1] * (self.weight.ndim - 2)) if self.convolution else values
-
-    @property
-    def groups(self) -> int:
-        return self.convolution[3] if self.convolution else 1
-
-    def as_factor(self, vectors: Tensor) -> Tensor:
-        """Directions of the weight [b, d] as [b, g, k, o], the order of `factors`."""
-        if self.transposed:
-            return vectors.reshape(-1, 1, *self.weight.shape)
-        return vectors.reshape(len(vectors), self.groups, len(self.weight) // self.groups, -1).mT
-
-    def from_factor(self, factor: Tensor, weight: Tensor) -> Tensor:
-        """[b, g, k, o] -> [b, d], the order of the weight."""
-        return (factor if self.transposed else factor.mT).reshape(len(factor), weight.numel())
-
-    def joined(self, layout: Layout, moves: Tensor, like: Tensor) -> Tensor:
-        """Moves of the output [b, g, t, o], the order of `factors`, in the shape of the output."""
-        if self.convolution is None:
-            return layout.join(moves[:, 0]).reshape(like.shape)
-        positions = like.shape[2:].numel()
-        moves = moves.unflatten(2, (-1, positions)).permute(0, 2, 1, 4, 3)  # [b, m, g, o, positions]
-        return layout.join(moves.flatten(2, 3)).reshape(like.shape)
-
-    def parts(self, delta: Tensor, examples: int) -> Iterator[tuple[Call, Tensor, int]]:
-        """The call, delta and number of examples; of a convolution in parts whose patches hold `PATCHES` numbers."""
-        if self.convolution is None or len(delta) != examples:
-            yield self, delta, examples
-            return
-        step = max(1, PATCHES // (self.groups * self.weight[0].numel() * delta.shape[2:].numel()))
-        for x, d in zip(self.input.split(step), delta.split(step), strict=True):
-            yield dataclasses.replace(self, input=x), d, len(x)
-
-    def factors(self, layout: Layout, delta: Tensor, examples: int) -> tuple[Tensor, Tensor]:
-        """a [b, g, k, t] and d [b, g, t, o] whose product over t is the weight's gradient of every example, by group.
-
-        t counts the places where an example uses the weight: tokens, positions of a convolution.
-        """
-        if self.convolution is None:
-            a = layout.split(self.as_rows(self.input), examples)
-            d = layout.split(self.as_rows(delta), examples)
-            return a.mT[:, None], d[:, None]
-        stride, padding, dilation, groups = self.convolution
-        a = layout.split(_patches(self.input, self.weight.shape[2:], stride, padding, dilation), examples)
-        d = layout.split(delta.flatten(2), examples)  # [b, m, o, t]
-        a, d = (t.unflatten(2, (groups, -1)).transpose(1, 2) for t in (a, d))  # [b, g, m, k, t], [b, g, m, o, t]
-        return a.transpose(2, 3).flatten(3), d.transpose(3, 4).flatten(2, 3)
-
-
-def _patches(x: Tensor, kernel: torch.Size, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    """im2col in any number of dimensions: x [n, c, ...] -> [n, c * prod(kernel), positions]."""
-    spatial = len(kernel)
-    stride, dilation = (tuple(v) if isinstance(v, (tuple, list)) else (v,) * spatial for v in (stride, dilation))
-    stride, dilation = (v * spatial if len(v) == 1 else v for v in (stride, dilation))
-    if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-        sides = [(t // 2, t - t // 2) for t in total]
-    else:
-        each = tuple(padding) if isinstance(padding, (tuple, list)) else (padding,)
-        sides = [(p, p) for p in (each * spatial if len(each) == 1 else each)]
-    if spatial == 2 and all(a == b for a, b in sides):
-        return F.unfold(x, tuple(kernel), dilation, tuple(a for a, _ in sides), stride)
-    x = F.pad(x, [p for side in reversed(sides) for p in side])
-    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
-        x = x.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
-    positions = x.shape[2:2 + spatial].numel()
-    x = x.movedim(tuple(range(-spatial, 0)), tuple(range(2, 2 + spatial)))  # [n, c, kernel..., positions...]
-    return x.reshape(len(x), -1, positions)
 
 
 class _Tapping(TorchFunctionMode):
@@ -175,46 +61,6 @@ class _Tapping(TorchFunctionMode):
         return output if name is None else self.tap(name, call, output)
 
 
-def batch_norm(input: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None = None,
-                bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
-                eps: float = 1e-5) -> Tensor:
-    """Of known mean and variance written out, x * scale + shift: the kernel's backward pass also sums for gradients of
-    its weights that nobody asks for."""
-    given = [t for t in (mean, variance, weight, bias) if t is not None]
-    if training or mean is None or any(t.dtype != input.dtype for t in given):
-        return F.batch_norm(input, mean, variance, weight, bias, training, momentum, eps)
-    scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
-    shift = -mean * scale if bias is None else bias - mean * scale
-    ones = [1] * (input.ndim - 2)
-    return torch.addcmul(shift.reshape(-1, *ones), input, scale.reshape(-1, *ones))
-
-
-def weight_key(weight: Tensor) -> tuple:
-    """Names a weight wherever it turns up, detached or not; a slice that starts where it does has another shape."""
-    return weight.data_ptr(), tuple(weight.shape)
-
-
-def linear_call(func: Callable, args: tuple, kwargs: Mapping) -> Call | None:
-    """The use of a weight that a call of a torch function is, or None."""
-    if func is F.linear:
-        return _linear(*args, **kwargs)
-    if func in CONVOLUTIONS:
-        return _convolution(func, *args, **kwargs)
-    if func is torch.addmm and len(args) == 3 and not kwargs:
-        return Call(args[2], args[1], None, lambda x, w: x @ w, transposed=True)
-    return None
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
-    return Call(weight, input, None, linear)
-
-
-def _convolution(func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
-                 padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Call:
-    setting = (stride, padding, dilation, groups)
-    return Call(weight, input, setting, lambda x, w: func(x, w, None, *setting))
-
-
 @contextlib.contextmanager
 def _tapped(risk: Risk, tap: Callable[[str, Call, Tensor], Tensor]) -> Iterator[Tensor]:
     """Calls `tap` for every use of a weight; every output handed on depends on the anchor that is yielded."""
@@ -226,28 +72,42 @@ def _tapped(risk: Risk, tap: Callable[[str, Call, Tensor], Tensor]) -> Iterator[
         yield anchor
 
 
+Back = Callable[[Tensor, bool], None]
+"""(direction in the space of the outputs [b, ...], whether it is the last one): a backward pass."""
+
+
 @dataclass(frozen=True)
 class Taps:
-    """The uses of weights in one forward pass, in their order, and every layer's numbers of outputs and inputs."""
+    """The uses of weights in one forward pass, in their order, and every layer's numbers of outputs and inputs.
+
+    program: what runs instead of the network, good for the weights as they are.
+    """
 
     layouts: tuple[Layout, ...]
     features: Mapping[str, tuple[int, int]]
+    program: Program | None = field(default=None, compare=False)
 
     def behind(self, name: str) -> float:
         """The part of the network that comes behind a layer's input, as far as counting uses tells."""
         uses = [use for use, layout in enumerate(self.layouts) if layout.layer == name]
         return 1 - uses[0] / len(self.layouts) if uses else 0.0
 
-    def listen(self, risk: Risk, batch: Batch, hear: Callable[[int, Call, Tensor], None]) -> tuple[Tensor, Tensor]:
-        """Outputs and anchor of a forward pass; a backward pass to the anchor calls `hear(use, call, delta)`."""
+    def listen(self, risk: Risk, batch: Batch, hear: Callable[[int, Call, Tensor], None],
+               meet: Callable[[int, Call], None] = lambda *_: None) -> tuple[Tensor, Back]:
+        """Outputs of a forward pass, and its backward pass, which calls `hear(use, call, delta)` for every use.
+
+        Some uses `meet` before, as long as their inputs are at hand in the processor's cache.
+        """
+        if self.program is not None:
+            return self.program.listen(batch, hear, meet)
         count = iter(range(len(self.layouts)))
 
         def tap(name: str, call: Call, output: Tensor) -> Tensor:
             use = next(count)
-            order = _memory_order(call)
+            order = memory_order(call)
             if order is not None and call.input.requires_grad:
                 call.input.register_hook(lambda slope: slope.contiguous(memory_format=order))
-            call = dataclasses.replace(call, input=call.input.detach())
+            call = replace(call, input=call.input.detach())
 
             def heard(delta: Tensor) -> Tensor:
                 delta = delta if order is None else delta.contiguous(memory_format=order)
@@ -256,14 +116,11 @@ class Taps:
             output.register_hook(heard)
             return output
         with _tapped(risk, tap) as anchor:
-            return risk.outputs({}, batch), anchor
+            outputs = risk.outputs({}, batch)
 
-
-def _memory_order(call: Call) -> torch.memory_format | None:
-    """What gradients around a convolution of images with channels last are to be kept in: padding and slicing
-    do not, and all that comes before them in the network would be slower."""
-    last = call.input.ndim == 4 and call.input.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if call.convolution and last else None
+        def back(direction: Tensor, last: bool) -> None:
+            torch.autograd.grad(outputs, anchor, direction, retain_graph=not last, allow_unused=True)
+        return outputs.detach(), back
 
 
 def find_taps(risk: Risk) -> Taps | None:
@@ -304,8 +161,19 @@ def find_taps(risk: Risk) -> Taps | None:
     found = Taps(tuple(layouts), features)
     ours = squared_gradients(risk, found, batch, lambda _: direction[None])[0]
     twin = _squared_gradients_twin(risk, batch, direction)
-    agree = (ours - twin).abs() <= AGREEMENT * twin.max(0).values
-    return found if agree.all() else None
+    return _with_program(risk, found, batch, direction, ours) if _agree(ours, twin) else None
+
+
+def _with_program(risk: Risk, found: Taps, batch: Batch, direction: Tensor, twin: Tensor) -> Taps:
+    """With the network's program, where there is one that gives the squared gradients of `twin`."""
+    taps = replace(found, program=find_program(risk))
+    if taps.program is None:
+        return found
+    return taps if _agree(squared_gradients(risk, taps, batch, lambda _: direction[None])[0], twin) else found
+
+
+def _agree(ours: Tensor, twin: Tensor) -> bool:
+    return bool(((ours - twin).abs() <= AGREEMENT * twin.max(0).values).all())
 
 
 def _stays(layout: Layout, call: Call, delta: Tensor | None, example: int) -> bool:
@@ -336,11 +204,10 @@ Directions = Callable[[Tensor], Tensor]
 """outputs [b, ...] -> directions u in the space of the outputs [D, b, ...]."""
 
 
-def _passes(outputs: Tensor, anchor: Tensor, directions: Tensor) -> Iterator[None]:
-    """One backward pass to the anchor for each of the directions [D, b, ...]; yields behind each."""
+def _passes(outputs: Tensor, back: Back, directions: Tensor) -> Iterator[None]:
+    """One backward pass for each of the directions [D, b, ...]; yields behind each."""
     for number, direction in enumerate(directions):
-        torch.autograd.grad(outputs, anchor, direction.to(outputs).contiguous(),
-                            retain_graph=number + 1 < len(directions), allow_unused=True)
+        back(direction.to(outputs).contiguous(), number + 1 == len(directions))
         yield
 
 
@@ -359,9 +226,9 @@ def squared_gradients(risk: Risk, taps: Taps, batch: Batch, directions: Directio
                                                      for part, d, n in call.parts(delta, len(batch))])
         else:  # several uses add up before the square is taken
             several.setdefault(uses[use], []).append(call.factors(layout, delta, len(batch)))
-    outputs, anchor = taps.listen(risk, batch, hear)
-    ends, found = directions(outputs.detach()), []
-    for _ in _passes(outputs, anchor, ends):
+    outputs, back = taps.listen(risk, batch, hear)
+    ends, found = directions(outputs), []
+    for _ in _passes(outputs, back, ends):
         for name, factors in several.items():
             a, d = zip(*factors, strict=True)
             norms[:, places[name]] = _squared_product(torch.cat(a, 3), torch.cat(d, 2))
@@ -390,24 +257,30 @@ def slopes_along(risk: Risk, taps: Taps, batch: Batch, vectors: Mapping[str, Ten
     vectors: V_i by layer, of the weights' shapes. Returns [D, b, layers].
     """
     batch = risk.place_for_speed(batch)
-    places = {name: i for i, name in enumerate(risk.weights)}
     moved: dict[int, Tensor] = {}
-    slopes = torch.zeros(len(batch), len(places), device=risk.device, dtype=risk.dtype)
+    slopes: dict[str, Tensor] = {}
+
+    def meet(use: int, call: Call) -> None:
+        vector = call.scaled(vectors[taps.layouts[use].layer])
+        moved[use] = call.as_rows(call.operation(call.input, vector))
 
     def hear(use: int, call: Call, delta: Tensor) -> None:
         layout = taps.layouts[use]
         if use not in moved:
-            moved[use] = call.as_rows(call.operation(call.input, vectors[layout.layer]))
+            meet(use, call)
         product = call.as_rows(delta) * moved[use]
         product = product.sum(tuple(range(1, product.ndim)))
-        slopes[:, places[layout.layer]] += layout.split(product, len(batch)).sum(1)
-    outputs, anchor = taps.listen(risk, batch, hear)
-    ends, found = directions(outputs.detach()), []
-    for _ in _passes(outputs, anchor, ends):
-        found.append(slopes.clone())
-        slopes.zero_()
+        if len(product) != len(batch):
+            product = layout.split(product, len(batch)).sum(1)
+        slopes[layout.layer] = product + slopes[layout.layer] if layout.layer in slopes else product
+    outputs, back = taps.listen(risk, batch, hear, meet)
+    ends, found = directions(outputs), []
+    nothing = torch.zeros(len(batch), device=risk.device, dtype=risk.dtype)
+    for _ in _passes(outputs, back, ends):
+        found.append(torch.stack([slopes.get(name, nothing) for name in risk.weights], 1))
+        slopes.clear()
     risk.spend(2 * FORWARD + FORWARD * len(ends), len(batch))
-    return torch.stack(found), outputs.detach()
+    return torch.stack(found), outputs
 
 
 @dataclass(frozen=True)
@@ -494,7 +367,7 @@ def example_operator(risk: Risk, taps: Taps, name: str, batch: Batch,
         if next(count) != use:
             return output
         found["shift"] = torch.zeros_like(output, requires_grad=True)
-        found["call"] = dataclasses.replace(call, input=call.input.detach())
+        found["call"] = replace(call, input=call.input.detach())
         return output.detach() + found["shift"]
     with _tapped(risk, tap):
         values = function(risk.outputs({}, batch), batch)

@@ -38,8 +38,12 @@ class Engine(Protocol):
     def sum(self, fn: Callable[[Batch], Any], batches: Batches | Iterable[Batch]) -> Any:
         """The sum over all batches of fn's tensor, or of each tensor in fn's dict."""
 
-    def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch]) -> Tensor:
-        """fn: batch -> [batch, ...], one row per example. Returns [examples, ...] on the CPU."""
+    def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch], *,
+                 apart: bool = False) -> Tensor:
+        """fn: batch -> [batch, ...], one row per example. Returns [examples, ...] on the CPU.
+
+        apart: fn runs operations alone, on few examples, so that a core for each batch does more than all for one.
+        """
 
     def map(self, fn: Callable[[Any, int], Iterator[T]], tasks: Sequence[Any], description: str) -> Iterator[T]:
         """Independent tasks: what `fn(task, 0)` yields for each, `len(task)` results, in any order of the tasks.

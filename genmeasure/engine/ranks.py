@@ -132,7 +132,8 @@ class Ranks:
             return total
         return self._added_up("sum", work, self.device)
 
-    def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch]) -> Tensor:
+    def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch], *,
+                 apart: bool = False) -> Tensor:
         fn, mine, lengths = stacking(fn), None, []
 
         def work() -> Tensor | Like | None:

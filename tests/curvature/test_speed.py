@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import genmeasure as gm
+from genmeasure.curvature.calls import batch_norm
 from genmeasure.curvature.gauss_newton import gauss_newton_forms, of_like_counts
-from genmeasure.curvature.taps import batch_norm, find_taps
+from genmeasure.curvature.taps import find_taps
 from genmeasure.data.batches import Batches
 
 BLOCKED = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
@@ -93,7 +94,7 @@ def test_batch_norm_written_out(spatial, given):
 
 def test_batches_of_like_counts():
     counts = torch.tensor([9] * 16 + [8] * 10 + [7] * 17 + [6] * 22 + [1] * 70)
-    found = list(of_like_counts(counts, 64))
+    found = list(of_like_counts(counts, 64, 16))
     assert [len(counts[part]) for part in found] == [16, 27, 22, 64, 6]
     assert torch.equal(torch.cat([counts[part] for part in found]), counts)
-    assert [len(counts[part]) for part in of_like_counts(counts[:20], 1)] == [1] * 20
+    assert [len(counts[part]) for part in of_like_counts(counts[:20], 1, 1)] == [1] * 20
