@@ -57,7 +57,7 @@ def gauss_newton_traces(risk: Risk, taps: Taps | None) -> Tensor:
     found = survey(risk)
     if found is None or not found.apart:
         return risk.engine.examples(traces, risk.batches)
-    return over_directions(risk, found, found.sizes.abs(), used_directions(risk, found), squares)
+    return over_directions(risk, found, found.sizes.abs(), used_directions(risk, found), squares, taps and taps.program)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -85,13 +85,14 @@ class Rectifier(Step):
 class Sum(Step):
     fresh = False
 
-    def run(self, x: Tensor, y: Tensor) -> tuple[Tensor, None]:
-        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape):
-            raise UnknownError("a sum of different shapes")
-        return x.add_(y) if self.over else x + y, None
+    def run(self, *inputs: Any) -> tuple[Any, list[torch.Size] | None]:
+        x, y = inputs
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+            return x + y, None  # of sizes, or with a number
+        return x.add_(y) if self.over and x.shape == y.shape else x + y, [x.shape, y.shape]
 
-    def back(self, slope: Tensor, kept: None, own: bool) -> list[Tensor]:
-        return [slope, slope]
+    def back(self, slope: Tensor, shapes: list[torch.Size], own: bool) -> list[Tensor]:
+        return [slope if slope.shape == shape else slope.sum_to_size(shape) for shape in shapes]
 
 
 @dataclass
@@ -119,9 +120,7 @@ class Product(Step):
     def _linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.operation(x, weight, None, *(self.setting or ()))
 
-    def back(self, slope: Tensor, call: Call, own: bool) -> list[Tensor | None]:
-        if not self.needed[0]:
-            return [None]
+    def back(self, slope: Tensor, call: Call, own: bool) -> list[Tensor]:
         if self.folded is None:
             self.folded = call.scaled(self.weight)
         if self.setting is None:
@@ -173,6 +172,11 @@ class Program:
     end: int
     at_once: int | None = None
 
+    @property
+    def apart(self) -> bool:
+        """Whether so few examples are taken at a time that each core may have its own."""
+        return self.at_once is not None
+
     def listen(self, batch: Batch, hear: Hear, meet: Meet) -> tuple[Tensor, Callable[[Tensor, bool], None]]:
         """Outputs of a forward pass, which calls `meet(use, call)` for every use of a weight, and the function of a
         direction in their space that calls `hear(use, call, delta)` for each, the last one first."""
@@ -186,7 +190,7 @@ class Program:
                     meet(step.use, saved)
                 for number in step.last:
                     del values[number]
-        return values[self.end], lambda direction, last: self._back(direction, kept, hear)
+        return values[self.end], lambda direction, last: self._back(direction, kept, hear, last)
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> Tensor:
@@ -202,24 +206,28 @@ class Program:
         return torch.cat(found)
 
     @torch.no_grad()
-    def _back(self, direction: Tensor, kept: list[Any], hear: Hear) -> None:
+    def _back(self, direction: Tensor, kept: list[Any], hear: Hear, last: bool) -> None:
         slopes, own = {self.end: direction}, set()
-        for step, saved in zip(reversed(self.steps), reversed(kept), strict=True):
-            slope = slopes.pop(step.output, None)
-            if slope is None or not (any(step.needed) or isinstance(step, Product)):
+        for place, step in reversed(list(enumerate(self.steps))):
+            slope, saved = slopes.pop(step.output, None), kept[place]
+            if last:
+                kept[place] = None
+            if slope is None:
                 continue
             if isinstance(step, Product):
                 order = memory_order(saved)
                 slope = slope if order is None else slope.contiguous(memory_format=order)
                 if step.use is not None:
                     hear(step.use, saved, slope)
-            for number, needed, found in zip(step.inputs, step.needed, step.back(slope, saved, step.output in own),
-                                             strict=True):
-                if found is None or not needed:
+            if not any(step.needed):
+                continue
+            found = step.back(slope, saved, step.output in own)
+            for number, needed, one in zip(step.inputs, step.needed, found, strict=True):
+                if one is None or not needed:
                     continue
                 if number in slopes:
-                    found = found.add_(slopes[number]) if step.fresh else found + slopes[number]
-                slopes[number] = found
+                    one = one.add_(slopes[number]) if step.fresh else one + slopes[number]
+                slopes[number] = one
                 own.discard(number)
                 if step.fresh:
                     own.add(number)
@@ -233,7 +241,8 @@ def find_program(risk: Risk) -> Program | None:
     """
     if risk.device.type != "cpu" or risk.sharded or all(w.ndim < 3 for w in risk.weights.values()):
         return None
-    return risk.shared.remember("program", lambda: _found(risk))
+    names = ", ".join(layer.name for layer in risk.layers)
+    return risk.shared.remember(f"program of {names}", lambda: _found(risk))
 
 
 @torch.no_grad()
@@ -241,12 +250,14 @@ def _found(risk: Risk) -> Program | None:
     batch = risk.place_for_speed(next(iter(risk.batches)))
     if not (isinstance(batch.inputs, tuple) and len(batch.inputs) == 1) or risk.precision.passes is not None:
         return None
-    largest = [0]
+    numbers = [1]
 
     def meet(_: int, call: Call) -> None:
-        largest.append(call.operation(call.input, call.weight)[0].numel())
+        numbers.append(call.operation(call.input, call.weight)[0].numel())
     try:
         model = shared_copy(risk.model)  # whose code may keep what it is traced with
+        if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+            raise UnknownError("hooks")
         found = _Writer(risk, model, fx.Tracer().trace(model)).program()
         for examples in (2, 3):
             some = batch.select(torch.arange(examples) % len(batch))
@@ -256,8 +267,8 @@ def _found(risk: Risk) -> Program | None:
     except Exception as error:  # a network may do anything that cannot be followed
         log.info("passes by the network's own code: %r", error)
         return None
-    found.at_once = HELD // max(largest) if HELD // max(1, *largest) >= LEAST else None
-    return found
+    most = HELD // max(numbers)
+    return replace(found, at_once=most if most >= LEAST else None)
 
 
 class _Writer:
@@ -293,8 +304,6 @@ class _Writer:
 
     def _operation(self, node: fx.Node) -> None:
         module = self.model.get_submodule(node.target) if node.op == "call_module" else None
-        if module is not None and (module._forward_hooks or module._forward_pre_hooks):
-            raise UnknownError(f"hooks of {node.target!r}")
         self._check_in_place(node, module)
         first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         plain = node.op in ("call_function", "call_method")

@@ -141,7 +141,7 @@ def _survey(risk: Risk) -> Survey | None:
             return torch.cat([slopes, curved], 1)
         sizes = risk.scale * (p * (1 - 2 * p + concentration) * mask[..., None]).flatten(1)
         return torch.cat([slopes, curved, sizes], 1)
-    table = risk.engine.examples(rows, risk.batches, apart=program is not None and program.at_once is not None)
+    table = risk.engine.examples(rows, risk.batches, apart=program is not None and program.apart)
     slopes, traces, *rest = table.split([1, 1, k] if apart else [1, 1], 1)
     decompose = partial(_eigen, risk, rest[0]) if eigen else partial(tuple, (rest[0] if apart else traces, None))
     return Survey(apart, slopes[:, 0], traces[:, 0], decompose)

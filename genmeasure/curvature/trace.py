@@ -252,7 +252,10 @@ class Pairs:
     def _measured(self, examples: Tensor, of: Callable[[Batch], Tensor]) -> Tensor:
         """What `of` says of these examples, ascending."""
         parts = [part for batch in self.risk.batches.gather(examples) for part in by_length(self.risk, batch)]
-        return self.risk.engine.examples(of, parts).double()[positions(parts)]
+        program = self.taps and self.taps.program
+        if program and program.apart:
+            parts = [few for part in parts for few in part.split(program.at_once)]
+        return self.risk.engine.examples(of, parts, apart=bool(program and program.apart)).double()[positions(parts)]
 
     def _of(self, batch: Batch, pairs: Tensor) -> Tensor:
         """[D, b, layers] for pairs [D, b], -1 where an example has none."""

@@ -103,7 +103,18 @@ class Smooth(nn.Module):
         return self.head(torch.tanh(self.second(x)).amax((2, 3)))
 
 
-NETWORKS = [Bottleneck, Dense, Series, Read, Smooth]
+
+
+class Broadcast(Smooth):
+    """A sum of a picture and a number for each of its channels."""
+
+    def forward(self, x):
+        x = self.first(x)
+        x = x + x.mean((2, 3), keepdim=True)
+        return self.head(torch.relu(self.second(x)).mean((2, 3)))
+
+
+NETWORKS = [Bottleneck, Dense, Series, Read, Smooth, Broadcast]
 
 
 def subject(network, dtype="float64", examples=11):
@@ -160,6 +171,19 @@ def test_what_becomes_one_operation():
     assert kinds.count(Other) == 3  # two ways of pooling, and flatten
     products = [step for step in find_program(subject(Read).risk).steps if isinstance(step, Product)]
     assert [step.scale is None for step in products] == [True] * 3  # the convolution's own output is read as well
+
+
+def test_of_some_layers_only():
+    """What is remembered of all layers numbers the uses of other weights."""
+    s = subject(Bottleneck)
+    find_taps(s.risk)
+    (batch, *_), some = s.train, s.risk.restricted([s.layers[1], s.layers[4]])
+    taps = find_taps(some)
+    assert taps.program is not None
+    directions = torch.randn(2, len(batch), 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    one, other = (squared_gradients(some, t, batch, lambda _: directions) for t in (taps, without(taps)))
+    assert one.shape == (2, len(batch), 2)
+    assert torch.allclose(one, other, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("examples", [1, 2, 7])
