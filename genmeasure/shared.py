@@ -23,7 +23,8 @@ class Shared:
     """Results by key, and `passes`, the forward passes over the data that were spent or are charged so far.
 
     What is at hand is charged again, once in every reading that needs it, so that what a reading costs by itself does
-    not depend on what was measured before it.
+    not depend on what was measured before it. programs: of the networks, by layers (`curvature.program`); they stay in
+    this process.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,10 @@ class Shared:
         self._known: dict[str, Quantity] = {}
         self._charged: set[str] = set()
         self._making: list[Quantity] = []
+        self.programs: dict[tuple[str, ...], Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "programs": {}}
 
     def new_reading(self) -> None:
         """From here on what is at hand is charged anew."""

@@ -193,5 +193,3 @@ def _convolution(func: Callable, input: Tensor, weight: Tensor, bias: Tensor | N
                  padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Call:
     setting = (stride, padding, dilation, groups)
     return Call(weight, input, setting, lambda x, w: func(x, w, None, *setting))
-
-

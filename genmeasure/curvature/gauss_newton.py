@@ -136,7 +136,7 @@ def over_directions(risk: Risk, found: Survey, sizes: Tensor, counts: Tensor, me
         return torch.cat([batch.rows[:, None], (weights[:, :, None] * values).sum(0)], 1)
     result = torch.zeros(risk.batches.size, len(risk.layers), dtype=torch.float64)
     batches = by_count(risk.batches, counts, program and program.at_once)
-    table = risk.engine.examples(summed, batches, apart=program is not None and program.apart)
+    table = risk.engine.examples(summed, batches, core_each=program is not None and program.core_each)
     result[table[:, 0].long()] = table[:, 1:]
     return result
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from genmeasure.checkpoints.pinned import shared_copy
 from genmeasure.curvature.calls import Call, memory_order, normalisation, weight_key
+from genmeasure.curvature.matrix_product import linear
 from genmeasure.data.batches import Batch
 from genmeasure.risk import Risk
 
@@ -34,7 +35,7 @@ SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 WRITING = ("iadd", "isub", "imul", "itruediv", "setitem", "delitem")
 HELD = 2**19
-"""Numbers of a layer's largest output that a pass may hold: what flows is two megabytes, about a core's own cache."""
+"""Numbers of its largest value that a pass may hold: what flows is two megabytes, about a core's own cache."""
 LEAST = 8
 """Fewer examples at a time cost more than a cache saves."""
 
@@ -85,14 +86,16 @@ class Rectifier(Step):
 class Sum(Step):
     fresh = False
 
-    def run(self, *inputs: Any) -> tuple[Any, list[torch.Size] | None]:
+    def run(self, *inputs: Any) -> tuple[Any, list[tuple[torch.Size, torch.dtype] | None]]:
         x, y = inputs
-        if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-            return x + y, None  # of sizes, or with a number
-        return x.add_(y) if self.over and x.shape == y.shape else x + y, [x.shape, y.shape]
+        kinds = [(t.shape, t.dtype) if isinstance(t, Tensor) else None for t in inputs]
+        over = self.over and None not in kinds and kinds[0] == kinds[1]
+        return x.add_(y) if over else x + y, kinds
 
-    def back(self, slope: Tensor, shapes: list[torch.Size], own: bool) -> list[Tensor]:
-        return [slope if slope.shape == shape else slope.sum_to_size(shape) for shape in shapes]
+    def back(self, slope: Tensor, kinds: list[tuple[torch.Size, torch.dtype] | None],
+             own: bool) -> list[Tensor | None]:
+        return [None if kind is None else slope if (slope.shape, slope.dtype) == kind else
+                slope.sum_to_size(kind[0]).to(kind[1]) for kind in kinds]
 
 
 @dataclass
@@ -124,7 +127,7 @@ class Product(Step):
         if self.folded is None:
             self.folded = call.scaled(self.weight)
         if self.setting is None:
-            return [slope @ self.folded]
+            return [linear(slope, self.folded.T)]
         stride, padding, dilation, groups = self.setting
         return [torch.ops.aten.convolution_backward(
             slope, call.input, self.folded, None, stride, padding, dilation, False, (0,) * len(stride), groups,
@@ -173,37 +176,39 @@ class Program:
     at_once: int | None = None
 
     @property
-    def apart(self) -> bool:
+    def core_each(self) -> bool:
         """Whether so few examples are taken at a time that each core may have its own."""
         return self.at_once is not None
 
+    @torch.no_grad()
     def listen(self, batch: Batch, hear: Hear, meet: Meet) -> tuple[Tensor, Callable[[Tensor, bool], None]]:
         """Outputs of a forward pass, which calls `meet(use, call)` for every use of a weight, and the function of a
         direction in their space that calls `hear(use, call, delta)` for each, the last one first."""
-        (x,) = batch.inputs
-        values, kept = {0: x}, []
-        with torch.no_grad():
-            for step in self.steps:
-                values[step.output], saved = step.run(*(values[n] for n in step.inputs))
-                kept.append(saved)
-                if isinstance(step, Product) and step.use is not None:
-                    meet(step.use, saved)
-                for number in step.last:
-                    del values[number]
-        return values[self.end], lambda direction, last: self._back(direction, kept, hear, last)
+        outputs, kept = None, []
+        for step, value, saved in self.run(batch):
+            kept.append(saved)
+            if isinstance(step, Product) and step.use is not None:
+                meet(step.use, saved)
+            if step.output == self.end:
+                outputs = value
+        return outputs, lambda direction, last: self._back(direction, kept, hear, last)
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> Tensor:
         """Of a forward pass."""
-        found = []
-        for part in batch.split(self.at_once or len(batch)):
-            values = {0: part.inputs[0]}
-            for step in self.steps:
-                values[step.output], _ = step.run(*(values[n] for n in step.inputs))
-                for number in step.last:
-                    del values[number]
-            found.append(values[self.end])
-        return torch.cat(found)
+        for step, value, _ in self.run(batch):
+            if step.output == self.end:
+                found = value
+        return found
+
+    def run(self, batch: Batch) -> Iterator[tuple[Step, Any, Any]]:
+        """Every step with what comes out and what the way back needs, to be called without gradients."""
+        values: dict[int, Any] = {0: batch.inputs[0]}
+        for step in self.steps:
+            values[step.output], saved = step.run(*(values[n] for n in step.inputs))
+            yield step, values[step.output], saved
+            for number in step.last:
+                del values[number]
 
     @torch.no_grad()
     def _back(self, direction: Tensor, kept: list[Any], hear: Hear, last: bool) -> None:
@@ -236,34 +241,36 @@ class Program:
 def find_program(risk: Risk) -> Program | None:
     """The network of a risk on a CPU, or None where it has no convolutions or cannot be put down.
 
-    Tried on two and three examples, as an operation may have been put down with their number; these are not counted,
-    so that what a reading costs does not depend on where it runs. Good for as long as the weights are as they are.
+    Tried on three examples, together and one by one, as an operation may have been put down with their number or take
+    one example's values for another; these are not counted, so that what a reading costs does not depend on where it
+    runs. Good for as long as the weights are as they are.
     """
     if risk.device.type != "cpu" or risk.sharded or all(w.ndim < 3 for w in risk.weights.values()):
         return None
-    names = ", ".join(layer.name for layer in risk.layers)
-    return risk.shared.remember(f"program of {names}", lambda: _found(risk))
+    names = tuple(layer.name for layer in risk.layers)
+    if names not in risk.shared.programs:
+        risk.shared.programs[names] = _found(risk)
+    return risk.shared.programs[names]
 
 
 @torch.no_grad()
 def _found(risk: Risk) -> Program | None:
-    batch = risk.place_for_speed(next(iter(risk.batches)))
-    if not (isinstance(batch.inputs, tuple) and len(batch.inputs) == 1) or risk.precision.passes is not None:
-        return None
-    numbers = [1]
-
-    def meet(_: int, call: Call) -> None:
-        numbers.append(call.operation(call.input, call.weight)[0].numel())
+    first = risk.place_for_speed(next(iter(risk.batches)))
+    batch, numbers = first.select(torch.arange(3) % len(first)), [1]
     try:
+        if not (isinstance(batch.inputs, tuple) and len(batch.inputs) == 1) or risk.precision.passes is not None:
+            raise UnknownError("several inputs, or passes of lower precision")
         model = shared_copy(risk.model)  # whose code may keep what it is traced with
         if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
             raise UnknownError("hooks")
         found = _Writer(risk, model, fx.Tracer().trace(model)).program()
-        for examples in (2, 3):
-            some = batch.select(torch.arange(examples) % len(batch))
-            expected, (outputs, _) = risk.outputs({}, some), found.listen(some, lambda *_: None, meet)
+        for _, value, _ in found.run(batch):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                numbers.append(value.numel() // len(batch))
+        expected = risk.outputs({}, batch)
+        for outputs in (found.outputs(batch), torch.cat([found.outputs(one) for one in batch.split(1)])):
             if not torch.allclose(outputs, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
-                return None
+                raise UnknownError("other outputs")
     except Exception as error:  # a network may do anything that cannot be followed
         log.info("passes by the network's own code: %r", error)
         return None
@@ -304,7 +311,7 @@ class _Writer:
 
     def _operation(self, node: fx.Node) -> None:
         module = self.model.get_submodule(node.target) if node.op == "call_module" else None
-        self._check_in_place(node, module)
+        written = self._written(node, module)
         first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         plain = node.op in ("call_function", "call_method")
         if first is not None and (type(module) is nn.ReLU or (plain and node.target in RECTIFIERS)):
@@ -322,7 +329,7 @@ class _Writer:
                 a, b = b, a
             self._add(node, Sum((self.numbers[a], self.numbers[b]), self._new(node), self._ours(a)))
         else:
-            self._other(node, module)
+            self._other(node, module, written)
 
     def _new(self, node: fx.Node) -> int:
         self.numbers[node] = max(self.numbers.values(), default=0) + 1
@@ -339,22 +346,21 @@ class _Writer:
         made = next((step for step in self.steps if step.output == self.numbers[node]), None)
         return len(node.users) == 1 and isinstance(made, (Product, Sum))
 
-    def _check_in_place(self, node: fx.Node, module: nn.Module | None) -> None:
-        """What is written in place is a value of its own here; nothing may read the old one for the new one."""
+    def _written(self, node: fx.Node, module: nn.Module | None) -> bool:
+        """Whether it writes over its input; that is a value of its own here, so nothing may read the old one for the
+        new one."""
         name = node.target if isinstance(node.target, str) else node.target.__name__
         if module is not None:
-            written = getattr(module, "inplace", False)
+            written = getattr(module, "inplace", False) and type(module) not in NOTHING
         else:
             written = node.op != "get_attr" and (
                 node.kwargs.get("inplace", False) or "out" in node.kwargs or name in WRITING
                 or (name.endswith("_") and not name.endswith("__")))
-        if not written:
-            return
-        replaced = type(module) is nn.ReLU or (module is None and node.target in (*RECTIFIERS, *SUMS))
-        if not replaced:
+        if written and module is None and node.target not in (*RECTIFIERS, *SUMS):
             raise UnknownError(f"{name!r} in place")
-        if any(self.place[other] > self.place[node] for other in node.args[0].users):
+        if written and any(self.place[other] > self.place[node] for other in node.args[0].users):
             raise UnknownError(f"{name!r} in place on what is read later")
+        return written
 
     def _product(self, node: fx.Node, module: nn.Module, first: fx.Node) -> None:
         convolution = CONVOLUTIONS.get(type(module))
@@ -364,7 +370,7 @@ class _Writer:
             use, self.uses = self.uses, self.uses + 1
         self._add(node, Product(
             (self.numbers[first],), self._new(node), weight=module.weight.detach(), use=use, setting=setting,
-            bias=None if module.bias is None else module.bias.detach(), operation=convolution or F.linear))
+            bias=None if module.bias is None else module.bias.detach(), operation=convolution or linear))
 
     def _folded(self, node: fx.Node, module: nn.Module, first: fx.Node) -> bool:
         """Whether the normalisation becomes one with the convolution before it."""
@@ -380,7 +386,7 @@ class _Writer:
         self.numbers[node] = made.output
         return True
 
-    def _other(self, node: fx.Node, module: nn.Module | None) -> None:
+    def _other(self, node: fx.Node, module: nn.Module | None, written: bool) -> None:
         nodes = list(dict.fromkeys(node.all_input_nodes))
         if node.op == "get_attr":
             value = operator.attrgetter(node.target)(self.model)
@@ -391,6 +397,8 @@ class _Writer:
         places = {other: place for place, other in enumerate(nodes)}
 
         def call(given: Sequence[Any]) -> Any:
+            if written:
+                given = [x.clone() if isinstance(x, Tensor) else x for x in given]
             args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda other: given[places[other]])
             if node.op == "call_method":
                 return getattr(args[0], node.target)(*args[1:], **kwargs)

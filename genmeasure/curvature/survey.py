@@ -141,7 +141,12 @@ def _survey(risk: Risk) -> Survey | None:
             return torch.cat([slopes, curved], 1)
         sizes = risk.scale * (p * (1 - 2 * p + concentration) * mask[..., None]).flatten(1)
         return torch.cat([slopes, curved, sizes], 1)
-    table = risk.engine.examples(rows, risk.batches, apart=program is not None and program.apart)
+    batches = risk.batches
+    if program is not None and program.core_each:
+        batches = (part for batch in batches for part in batch.split(program.at_once))
+    # the Hessian of another loss takes forward mode, of which a process has one for all threads
+    core_each = batches is not risk.batches and risk.loss.softmax_rows is not None
+    table = risk.engine.examples(rows, batches, core_each=core_each)
     slopes, traces, *rest = table.split([1, 1, k] if apart else [1, 1], 1)
     decompose = partial(_eigen, risk, rest[0]) if eigen else partial(tuple, (rest[0] if apart else traces, None))
     return Survey(apart, slopes[:, 0], traces[:, 0], decompose)

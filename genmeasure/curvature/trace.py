@@ -253,9 +253,10 @@ class Pairs:
         """What `of` says of these examples, ascending."""
         parts = [part for batch in self.risk.batches.gather(examples) for part in by_length(self.risk, batch)]
         program = self.taps and self.taps.program
-        if program and program.apart:
+        core_each = program is not None and program.core_each
+        if core_each:
             parts = [few for part in parts for few in part.split(program.at_once)]
-        return self.risk.engine.examples(of, parts, apart=bool(program and program.apart)).double()[positions(parts)]
+        return self.risk.engine.examples(of, parts, core_each=core_each).double()[positions(parts)]
 
     def _of(self, batch: Batch, pairs: Tensor) -> Tensor:
         """[D, b, layers] for pairs [D, b], -1 where an example has none."""

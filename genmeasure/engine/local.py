@@ -51,9 +51,9 @@ class LocalEngine:
         return total
 
     def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch], *,
-                 apart: bool = False) -> Tensor:
+                 core_each: bool = False) -> Tensor:
         fn = stacking(fn)
-        if apart and torch.get_num_threads() > 1:
+        if core_each and torch.get_num_threads() > 1:
             return torch.cat(list(in_threads(lambda b: fn(b).detach().cpu(), shown(batches))))
         return torch.cat([fn(b).detach().cpu() for b in shown(batches)])
 
@@ -122,7 +122,7 @@ def in_threads(fn: Callable[[Batch], T], batches: Iterable[Batch]) -> Iterator[T
                 for later in waiting:
                     later.cancel()
     finally:
-        torch.set_num_threads(threads)  # what a thread sets for itself, MKL takes for all
+        torch.set_num_threads(threads)  # what a thread sets for itself, threads that start later take over
 
 
 def _results(fn: Callable[[Any, int], Iterator[T]], task: Any) -> list[T]:

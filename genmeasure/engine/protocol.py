@@ -39,10 +39,10 @@ class Engine(Protocol):
         """The sum over all batches of fn's tensor, or of each tensor in fn's dict."""
 
     def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch], *,
-                 apart: bool = False) -> Tensor:
+                 core_each: bool = False) -> Tensor:
         """fn: batch -> [batch, ...], one row per example. Returns [examples, ...] on the CPU.
 
-        apart: fn runs operations alone, on few examples, so that a core for each batch does more than all for one.
+        core_each: fn runs operations alone, on few examples, so that a core for each batch does more than all for one.
         """
 
     def map(self, fn: Callable[[Any, int], Iterator[T]], tasks: Sequence[Any], description: str) -> Iterator[T]:

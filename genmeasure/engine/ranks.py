@@ -133,7 +133,7 @@ class Ranks:
         return self._added_up("sum", work, self.device)
 
     def examples(self, fn: Callable[[Batch], Tensor], batches: Batches | Iterable[Batch], *,
-                 apart: bool = False) -> Tensor:
+                 core_each: bool = False) -> Tensor:
         fn, mine, lengths = stacking(fn), None, []
 
         def work() -> Tensor | Like | None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from torch import nn
 
 import genmeasure as gm
 from genmeasure.curvature.gauss_newton import gauss_newton_forms
-from genmeasure.curvature.program import LEAST, Other, Product, Rectifier, Sum, find_program
+from genmeasure.curvature.program import HELD, LEAST, Other, Product, Rectifier, Sum, find_program
 from genmeasure.curvature.survey import survey
 from genmeasure.curvature.taps import find_taps, slopes_along, squared_gradients
 from genmeasure.data.batches import Batches
 from genmeasure.engine.local import in_threads
 from genmeasure.errors import InputError
+from genmeasure.risk import Risk
 
 
 class Bottleneck(nn.Module):
@@ -103,8 +105,6 @@ class Smooth(nn.Module):
         return self.head(torch.tanh(self.second(x)).amax((2, 3)))
 
 
-
-
 class Broadcast(Smooth):
     """A sum of a picture and a number for each of its channels."""
 
@@ -114,10 +114,40 @@ class Broadcast(Smooth):
         return self.head(torch.relu(self.second(x)).mean((2, 3)))
 
 
-NETWORKS = [Bottleneck, Dense, Series, Read, Smooth, Broadcast]
+class Numbers(Smooth):
+    """Sums with numbers, sizes among them, and with a tensor of its own."""
+
+    def forward(self, x):
+        x = self.first(x)
+        x = x + x.size(1)
+        x = torch.relu(x + x.shape[2] / 9) + torch.ones(1, dtype=x.dtype)
+        return self.head(torch.relu(self.second(x)).mean((2, 3)) + (x.shape[2] + x.shape[3]))
 
 
-def subject(network, dtype="float64", examples=11):
+class TwoTypes(Smooth):
+    """Goes through other numbers than the weights' and back."""
+
+    def forward(self, x):
+        x = self.first(x)
+        x = (x + x.double().mean((2, 3), keepdim=True)).to(self.head.weight.dtype)
+        return self.head(torch.relu(self.second(x)).mean((2, 3)))
+
+
+class Clipped(Smooth):
+    """Activations in place that have no rule, and a dropout in place that does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.clip, self.drop = nn.ReLU6(inplace=True), nn.Dropout(0.5, inplace=True)
+
+    def forward(self, x):
+        return self.head(self.clip(self.drop(self.second(self.clip(self.first(x))))).mean((2, 3)))
+
+
+NETWORKS = [Bottleneck, Dense, Series, Read, Smooth, Broadcast, Numbers, TwoTypes, Clipped]
+
+
+def subject(network, dtype="float64", examples=11, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net, x = network(), torch.randn(examples, 3, 9, 9)
@@ -130,7 +160,7 @@ def subject(network, dtype="float64", examples=11):
         for weight in start.parameters():
             weight.data += 0.1 * torch.randn_like(weight)
     batches = Batches.from_arrays(x, torch.arange(examples) % 4, batch_size=6)
-    return gm.subject(net, start, batches, dtype=dtype, device="cpu")
+    return gm.subject(net, start, batches, dtype=dtype, device="cpu", **options)
 
 
 def without(taps):
@@ -224,14 +254,6 @@ class Multiplied(Smooth):
         return self.head(torch.relu(self.second(x)).mean((2, 3)))
 
 
-class OneSize(Smooth):
-    """Its code holds the number of examples that it was traced with."""
-
-    def forward(self, x):
-        x = torch.relu(self.second(self.first(x)))
-        return self.head(x.mean((2, 3))) * torch.ones(2, 1, dtype=x.dtype)[:1].expand(1, 4)
-
-
 class Several(Smooth):
     def forward(self, x):
         a, b = self.second(torch.relu(self.first(x))).chunk(2, 1)
@@ -252,10 +274,6 @@ def test_networks_that_cannot_be_put_down_run_by_their_own_code(network):
     if taps is not None:
         assert taps.program is None
     assert gauss_newton_forms(s.risk, vectors, taps).isfinite().all()
-
-
-def test_operations_that_no_rule_knows_may_make_tensors_of_their_own():
-    assert find_program(subject(OneSize).risk) is not None
 
 
 def test_hooks_are_not_passed_over():
@@ -299,8 +317,9 @@ def test_a_network_that_keeps_things_is_left_without_traces_of_the_look_at_it():
     assert s.risk.outputs({}, s.risk.place(next(iter(s.train)))).isfinite().all()
 
 
-def test_float32_stays_within_rounding():
-    exact, rounded = subject(Bottleneck), subject(Bottleneck, "float32")
+@pytest.mark.parametrize("network", [Bottleneck, TwoTypes])
+def test_float32_stays_within_rounding(network):
+    exact, rounded = subject(network), subject(network, "float32")
     vectors = {x.name: exact.displacement(x) for x in exact.layers}
     one = gauss_newton_forms(exact.risk, vectors, without(find_taps(exact.risk)))
     other = gauss_newton_forms(rounded.risk, {k: v.float() for k, v in vectors.items()}, find_taps(rounded.risk))
@@ -328,6 +347,13 @@ def test_threads_change_nothing(two_threads):
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-14)
     assert passes[0] == pytest.approx(passes[1])
+
+
+def test_a_loss_whose_hessian_takes_forward_mode(two_threads):
+    for _ in range(3):
+        s = subject(Bottleneck, examples=120, loss="clamped-cross-entropy")
+        assert find_program(s.risk).core_each
+        assert survey(s.risk).sizes.isfinite().all()
 
 
 def test_results_come_in_order_and_with_the_callers_modes(two_threads):
@@ -364,3 +390,53 @@ def test_few_examples_at_a_time_where_outputs_are_large():
             super().__init__()
             self.first, self.second = nn.Conv2d(3, 2_000, 3, padding=1), nn.Conv2d(2_000, 4, 3, 2)
     assert find_program(subject(Wide).risk).at_once is None
+
+
+def test_all_layers_or_some_take_as_many_at_a_time():
+    """What counts is the largest value, whatever makes it: here a convolution that has no rule."""
+    class Padded(Smooth):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+
+        def forward(self, x):
+            x = self.first(F.interpolate(x, scale_factor=8))
+            return self.head(torch.relu(self.second(x)).mean((2, 3)))
+    s = subject(Padded)
+    assert find_program(s.risk).at_once == HELD // (4 * 72**2) > LEAST
+    assert find_program(s.risk.restricted(s.layers[1:])).at_once == find_program(s.risk).at_once
+
+
+class Coupled(Smooth):
+    """Takes the mean of all examples away."""
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.head(torch.relu(self.second(x - 0.1 * x.mean(0))).mean((2, 3)))
+
+
+def test_examples_that_depend_on_each_other_are_not_taken_in_other_parts():
+    s = subject(Bottleneck)
+    network = Coupled().double().eval().requires_grad_(False)
+    risk = Risk(network, s.loss, [dataclasses.replace(x, parameter=y) for x, y in zip(
+        s.layers, ("first.weight", "second.weight", "head.weight"), strict=False)][:3], s.train, s.risk.engine)
+    assert find_program(risk) is None
+
+
+def test_a_subject_travels_without_its_programs():
+    s = subject(Bottleneck)
+    survey(s.risk)
+    assert find_program(s.risk) is not None
+    other = pickle.loads(pickle.dumps(s.shared))
+    assert other.programs == {}
+    assert other.passes == s.shared.passes
+
+
+def test_looking_at_a_network_costs_nothing():
+    s, t = subject(Bottleneck), subject(Bottleneck)
+    find_program(s.risk)
+    assert s.risk.passes == 0
+    one, other = find_taps(s.risk), find_taps(t.risk)
+    assert one.program is not None
+    assert other.program is not None
+    assert s.risk.passes == t.risk.passes
