@@ -147,10 +147,10 @@ class Clipped(Smooth):
 NETWORKS = [Bottleneck, Dense, Series, Read, Smooth, Broadcast, Numbers, TwoTypes, Clipped]
 
 
-def subject(network, dtype="float64", examples=11, **options):
+def subject(network, dtype="float64", examples=11, side=9, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net, x = network(), torch.randn(examples, 3, 9, 9)
+        net, x = network(), torch.randn(examples, 3, side, side)
         for norm in (m for m in net.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))):
             norm.running_mean.uniform_(-0.3, 0.3)
             norm.running_var.uniform_(0.5, 2.0)
@@ -193,6 +193,36 @@ def test_outputs_are_those_of_the_network_and_its_batch_is_left_as_it_is(network
         placed = s.risk.place(batch)
         assert torch.allclose(found.outputs(placed), s.risk.outputs({}, placed), rtol=1e-12, atol=1e-13)
         assert torch.equal(batch.inputs[0], before)
+
+
+def torchvision_resnet(torchvision):
+    return torchvision.models.resnet18(num_classes=4)
+
+
+def torchvision_mobilenet(torchvision):
+    return torchvision.models.mobilenet_v2(num_classes=4, width_mult=0.25)
+
+
+def timm_convnext(torchvision):
+    import timm
+    return timm.models.ConvNeXt(num_classes=4, depths=(1, 1, 1, 1), dims=(4, 6, 8, 10), ls_init_value=0.5)
+
+
+def timm_densenet(torchvision):
+    import timm
+    return timm.models.DenseNet(growth_rate=4, block_config=(2, 2), num_classes=4)
+
+
+@pytest.mark.parametrize("build", [torchvision_resnet, torchvision_mobilenet, timm_convnext, timm_densenet])
+def test_networks_of_real_libraries(torchvision, build):
+    s = subject(lambda: build(torchvision), examples=4, side=33)
+    taps = find_taps(s.risk)
+    assert taps.program is not None
+    (batch, *_), generator = s.train, torch.Generator().manual_seed(1)
+    directions = torch.randn(2, len(batch), 4, generator=generator, dtype=torch.float64)
+    one, other = (squared_gradients(s.risk, t, batch, lambda _: directions) for t in (taps, without(taps)))
+    assert (other > 0).any(0).any(0).all()
+    assert torch.allclose(one, other, rtol=1e-9, atol=1e-12 * other.max().item())
 
 
 def test_what_becomes_one_operation():
