@@ -120,6 +120,14 @@ class Call:
         return a.transpose(2, 3).flatten(3), d.transpose(3, 4).flatten(2, 3)
 
 
+Meet = Callable[[int, Call], None]
+"""(number of a use, its call), as long as the input is at hand in the processor's cache."""
+Hear = Callable[[int, Call, Tensor], None]
+"""(number of a use, its call, gradient with respect to its output)."""
+Back = Callable[[Tensor, bool], None]
+"""(direction in the space of the outputs [b, ...], whether it is the last one): a backward pass."""
+
+
 def _patches(x: Tensor, kernel: torch.Size, stride: Any, padding: Any, dilation: Any) -> Tensor:
     """im2col in any number of dimensions: x [n, c, ...] -> [n, c * prod(kernel), positions]."""
     spatial = len(kernel)

@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from genmeasure.checkpoints.pinned import shared_copy
-from genmeasure.curvature.calls import Call, memory_order, normalisation, weight_key
+from genmeasure.curvature.calls import Back, Call, Hear, Meet, memory_order, normalisation, weight_key
 from genmeasure.curvature.matrix_product import linear
 from genmeasure.data.batches import Batch
 from genmeasure.risk import Risk
@@ -33,14 +33,12 @@ NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 RECTIFIERS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-WRITING = ("iadd", "isub", "imul", "itruediv", "setitem", "delitem")
+WRITING = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor",
+           "ilshift", "irshift", "imatmul")
 HELD = 2**19
 """Numbers of its largest value that a pass may hold: what flows is two megabytes, about a core's own cache."""
 LEAST = 8
 """Fewer examples at a time cost more than a cache saves."""
-
-Hear = Callable[[int, Call, Tensor], None]
-Meet = Callable[[int, Call], None]
 
 
 class UnknownError(Exception):
@@ -98,18 +96,18 @@ class Sum(Step):
                 slope.sum_to_size(kind[0]).to(kind[1]) for kind in kinds]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Product(Step):
     """A convolution or linear operation and the normalisation that follows. use: its number among those of weights.
 
     folded: the weight that takes gradients back.
     """
 
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    use: int | None = None
-    operation: Callable | None = None
-    setting: tuple | None = None
+    weight: Tensor
+    bias: Tensor | None
+    use: int | None
+    operation: Callable[..., Tensor]
+    setting: tuple | None
     scale: Tensor | None = None
     shift: Tensor | None = None
     folded: Tensor | None = None
@@ -134,11 +132,11 @@ class Product(Step):
             (True, False, False))[0]]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Other(Step):
     """Any operation, taken back by automatic differentiation. call: its inputs -> its output."""
 
-    call: Callable[[Sequence[Any]], Any] | None = None
+    call: Callable[[Sequence[Any]], Any]
     fresh = False
 
     def run(self, *inputs: Any) -> tuple[Any, tuple[Tensor, list[Tensor | None]] | None]:
@@ -181,9 +179,9 @@ class Program:
         return self.at_once is not None
 
     @torch.no_grad()
-    def listen(self, batch: Batch, hear: Hear, meet: Meet) -> tuple[Tensor, Callable[[Tensor, bool], None]]:
-        """Outputs of a forward pass, which calls `meet(use, call)` for every use of a weight, and the function of a
-        direction in their space that calls `hear(use, call, delta)` for each, the last one first."""
+    def listen(self, batch: Batch, hear: Hear, meet: Meet) -> tuple[Tensor, Back]:
+        """Outputs of a forward pass, which lets every use of a weight `meet`, and the backward pass, which lets each
+        `hear`, the last one first."""
         outputs, kept = None, []
         for step, value, saved in self.run(batch):
             kept.append(saved)
@@ -212,9 +210,9 @@ class Program:
 
     @torch.no_grad()
     def _back(self, direction: Tensor, kept: list[Any], hear: Hear, last: bool) -> None:
-        slopes, own = {self.end: direction}, set()
+        slopes = {self.end: (direction, False)}  # and whether they may be written over
         for place, step in reversed(list(enumerate(self.steps))):
-            slope, saved = slopes.pop(step.output, None), kept[place]
+            (slope, own), saved = slopes.pop(step.output, (None, False)), kept[place]
             if last:
                 kept[place] = None
             if slope is None:
@@ -226,16 +224,13 @@ class Program:
                     hear(step.use, saved, slope)
             if not any(step.needed):
                 continue
-            found = step.back(slope, saved, step.output in own)
-            for number, needed, one in zip(step.inputs, step.needed, found, strict=True):
-                if one is None or not needed:
+            for number, needed, found in zip(step.inputs, step.needed, step.back(slope, saved, own), strict=True):
+                if found is None or not needed:
                     continue
                 if number in slopes:
-                    one = one.add_(slopes[number]) if step.fresh else one + slopes[number]
-                slopes[number] = one
-                own.discard(number)
-                if step.fresh:
-                    own.add(number)
+                    other, _ = slopes[number]
+                    found = found.add_(other) if step.fresh else found + other
+                slopes[number] = found, step.fresh
 
 
 def find_program(risk: Risk) -> Program | None:
@@ -287,6 +282,7 @@ class _Writer:
         self.place = {node: place for place, node in enumerate(graph.nodes)}
         self.numbers: dict[fx.Node, int] = {}
         self.steps: list[Step] = []
+        self.makers: dict[int, Step] = {}
         self.depends: set[int] = set()
         self.uses = 0
 
@@ -332,7 +328,7 @@ class _Writer:
             self._other(node, module, written)
 
     def _new(self, node: fx.Node) -> int:
-        self.numbers[node] = max(self.numbers.values(), default=0) + 1
+        self.numbers[node] = len(self.steps) + 1
         return self.numbers[node]
 
     def _add(self, node: fx.Node, step: Step) -> None:
@@ -340,11 +336,11 @@ class _Writer:
         if any(step.needed) or (isinstance(step, Product) and step.use is not None):
             self.depends.add(step.output)
         self.steps.append(step)
+        self.makers[step.output] = step
 
     def _ours(self, node: fx.Node) -> bool:
         """Whether the value may be written over by the only operation that reads it: no step keeps it."""
-        made = next((step for step in self.steps if step.output == self.numbers[node]), None)
-        return len(node.users) == 1 and isinstance(made, (Product, Sum))
+        return len(node.users) == 1 and isinstance(self.makers.get(self.numbers[node]), (Product, Sum))
 
     def _written(self, node: fx.Node, module: nn.Module | None) -> bool:
         """Whether it writes over its input; that is a value of its own here, so nothing may read the old one for the
@@ -374,7 +370,7 @@ class _Writer:
 
     def _folded(self, node: fx.Node, module: nn.Module, first: fx.Node) -> bool:
         """Whether the normalisation becomes one with the convolution before it."""
-        made = next((step for step in self.steps if step.output == self.numbers[first]), None)
+        made = self.makers.get(self.numbers[first])
         if len(first.users) != 1 or not isinstance(made, Product) or not made.setting or made.scale is not None:
             return False
         with torch.no_grad():

@@ -21,7 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from genmeasure.curvature.calls import Call, Layout, batch_norm, linear_call, memory_order, weight_key
+from genmeasure.curvature.calls import (
+    Back,
+    Call,
+    Hear,
+    Layout,
+    Meet,
+    batch_norm,
+    linear_call,
+    memory_order,
+    weight_key,
+)
 from genmeasure.curvature.matrix_product import linear
 from genmeasure.curvature.program import Program, find_program
 from genmeasure.data.batches import Batch
@@ -75,10 +85,6 @@ def _tapped(risk: Risk, tap: Callable[[str, Call, Tensor], Tensor]) -> Iterator[
         yield anchor
 
 
-Back = Callable[[Tensor, bool], None]
-"""(direction in the space of the outputs [b, ...], whether it is the last one): a backward pass."""
-
-
 @dataclass(frozen=True)
 class Taps:
     """The uses of weights in one forward pass, in their order, and every layer's numbers of outputs and inputs.
@@ -95,12 +101,9 @@ class Taps:
         uses = [use for use, layout in enumerate(self.layouts) if layout.layer == name]
         return 1 - uses[0] / len(self.layouts) if uses else 0.0
 
-    def listen(self, risk: Risk, batch: Batch, hear: Callable[[int, Call, Tensor], None],
-               meet: Callable[[int, Call], None] = lambda *_: None) -> tuple[Tensor, Back]:
-        """Outputs of a forward pass, and its backward pass, which calls `hear(use, call, delta)` for every use.
-
-        Some uses `meet` before, as long as their inputs are at hand in the processor's cache.
-        """
+    def listen(self, risk: Risk, batch: Batch, hear: Hear, meet: Meet = lambda *_: None) -> tuple[Tensor, Back]:
+        """Outputs of a forward pass, in which a program lets every use `meet`, and the backward pass, in which every
+        use is let `hear`."""
         if self.program is not None:
             return self.program.listen(batch, hear, meet)
         count = iter(range(len(self.layouts)))
