@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
-from genmeasure.curvature.noise import difference
+from genmeasure.curvature.noise import moved_losses
 from genmeasure.curvature.perturbation import Perturbed
 from genmeasure.data.batches import Batches
 from genmeasure.losses import Loss
@@ -96,8 +96,8 @@ class Given:
 
 def noise_differences(s, batch, noise, sigma, one_sided=False):
     """L(W + sigma u) - L(W), or the mean with that of -u, for the sum of a batch's losses."""
-    return difference(s.risk, Perturbed(s.risk, s.layers), [Given(noise)], batch, [sigma],
-                      one_sided=one_sided).sum().item()
+    moved = moved_losses(s.risk, Perturbed(s.risk, s.layers), [Given(noise)], batch, [sigma], one_sided=one_sided)
+    return moved.sum().item() - s.risk.batch_loss(batch).item()
 
 
 def assert_calibrated(z):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import genmeasure as gm
 from genmeasure.curvature.ascent import loss_and_gradient
+from genmeasure.curvature.noise import survey
 from genmeasure.curvature.perturbation import Perturbed
 from genmeasure.curvature.products import gauss_newton_product, hessian_product
 from genmeasure.errors import InputError
@@ -77,6 +78,15 @@ def test_losses_of_bfloat16_passes_are_not_rounded_to_it():
     assert losses.dtype == torch.float32
     assert not torch.equal(losses, losses.bfloat16().float())
     assert total.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "clamped-cross-entropy"])
+def test_what_noise_adds_is_counted_from_losses_that_are_not_rounded(dtype, loss):
+    whole, one = (subject("residual", dtype=d, loss=loss) for d in ("float32", dtype))
+    with torch.no_grad():
+        expected = torch.cat([whole.risk.losses_of(whole.risk.outputs({}, b).double(), b) for b in whole.train])
+    torch.testing.assert_close(survey(one.risk).losses, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_dtype_changes_the_fingerprint():

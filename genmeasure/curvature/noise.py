@@ -16,7 +16,7 @@ from genmeasure.curvature.memory import SHARE as MEMORY
 from genmeasure.curvature.memory import free_bytes
 from genmeasure.curvature.perturbation import Move, Perturbed
 from genmeasure.curvature.sampling import degrees_of_freedom
-from genmeasure.curvature.stacked import copies_at_once, runs_of, stacked_differences, takes_copies
+from genmeasure.curvature.stacked import copies_at_once, runs_of, stacked_losses, takes_copies
 from genmeasure.curvature.survey import survey as output_survey
 from genmeasure.data.batches import Batch
 from genmeasure.engine import progress
@@ -113,10 +113,30 @@ class Noise:
     @torch.no_grad()
     def _drawn(self, place: int) -> Tensor:
         layer = self.layers[place]
+        return self.scaled(layer, self.draw(place, torch.empty(self.weights[layer.name].shape)))
+
+    def draw(self, place: int, into: Tensor) -> Tensor:
+        """u of one layer, written into a tensor of the host."""
+        return torch.randn(into.shape, generator=generator("noise", *self.numbers, place), out=into)
+
+    def scaled(self, layer: Layer, drawn: Tensor) -> Tensor:
+        """spread * u for u [..., of the layer's shape], where its weight is and in its dtype."""
         weight = self.weights[layer.name]
-        found = torch.randn(weight.shape, generator=generator("noise", *self.numbers, place))
-        found = found.to(weight.device, weight.dtype)
-        return found.mul_(self.spreads[layer.name])
+        return drawn.to(weight.device, weight.dtype).mul_(self.spreads[layer.name])
+
+
+@torch.no_grad()
+def side_by_side(noises: Sequence[Noise]) -> dict[str, Tensor]:
+    """spread * u of the layers [noises, ...] for noises of the same layers, drawn by as many threads as torch has."""
+    first = noises[0]
+    drawn = [torch.empty(len(noises), *first.weights[layer.name].shape) for layer in first.layers]
+
+    def draw(row: int) -> None:
+        for place, rows in enumerate(drawn):
+            noises[row].draw(place, rows[row])
+    with ThreadPoolExecutor(min(torch.get_num_threads(), len(noises))) as threads:
+        list(threads.map(draw, range(len(noises))))
+    return {layer.name: first.scaled(layer, rows) for layer, rows in zip(first.layers, drawn, strict=True)}
 
 
 def keeps(weights: Sequence[Tensor], copies: int = 1) -> bool:
@@ -223,9 +243,10 @@ class Interpolation:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one forward pass tells of every example: its probability to be drawn [examples], float64."""
+    """What one forward pass tells of every example: its probability to be drawn and its loss, [examples], float64."""
 
     probabilities: Tensor
+    losses: Tensor
 
     def draw(self, groups: int, size: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows [groups, size] and weights [groups, size] of their values; all examples where they are not more.
@@ -252,10 +273,22 @@ def survey(risk: Risk) -> Sample:
     """
     n = risk.batches.size
     if risk.loss.softmax_rows is None:
-        return Sample(torch.full((n,), 1 / n, dtype=torch.float64))
-    h = output_survey(risk).traces.clamp(min=0)
+        return Sample(torch.full((n,), 1 / n, dtype=torch.float64), unrounded_losses(risk))
+    found = output_survey(risk)
+    h = found.traces.clamp(min=0)
     shares = [s / s.sum() for s in (torch.ones_like(h), h, h.sqrt()) if s.sum() > 0]
-    return Sample(sum(shares) / len(shares))
+    return Sample(sum(shares) / len(shares), found.losses if risk.precision.passes is None else unrounded_losses(risk))
+
+
+def unrounded_losses(risk: Risk) -> Tensor:
+    """Of every example [examples], float64, from the outputs on and, as `Risk.unrounded` says, before."""
+    def losses(batch: Batch) -> Tensor:
+        batch = risk.place(batch)
+        risk.spend(FORWARD, len(batch))
+        with risk.unrounded():
+            outputs = risk.outputs({}, batch).double()
+        return risk.checked(risk.losses_of(outputs, batch), batch, "loss")
+    return risk.engine.examples(losses, risk.batches)
 
 
 def group_size(risk: Risk) -> int:
@@ -271,28 +304,30 @@ def group_size(risk: Risk) -> int:
 def grouped(risk: Risk, rows: Tensor) -> Iterator[Batch]:
     """The examples at `rows` [groups, size] in batches whose `index` is the group; several where shapes differ."""
     flat, order = rows.flatten().sort(stable=True)
-    parts: dict[int, list[Batch]] = {}
+    shapes: list[list[Batch]] = []
     for batch in risk.batches.gather(flat):
-        place = order[batch.rows]
-        for group in (place // rows.shape[1]).unique().tolist():
-            chosen = (place // rows.shape[1] == group).nonzero().squeeze(1)
-            part = replace(batch.select(chosen), index=group, rows=place[chosen])
-            mine = parts.setdefault(group, [])
-            alike = next((i for i, other in enumerate(mine) if other.alike(part)), None)
-            if alike is None:
-                mine.append(part)
-            else:
-                mine[alike] = mine[alike].joined(part)
-    for group in sorted(parts):
-        yield from parts[group]
+        alike = next((found for found in shapes if found[0].alike(batch)), None)
+        if alike is None:
+            shapes.append([batch])
+        else:
+            alike.append(batch)
+    parts: list[Batch] = []
+    for first, *others in shapes:
+        batch = first.joined(*others)
+        places, again = order[batch.rows].sort()
+        batch = replace(batch.select(again), rows=places)
+        groups, counts = (places // rows.shape[1]).unique_consecutive(return_counts=True)
+        for group, count, end in zip(groups.tolist(), counts.tolist(), counts.cumsum(0).tolist(), strict=True):
+            parts.append(replace(batch.select(slice(end - count, end)), index=group))
+    yield from sorted(parts, key=lambda part: part.index)
 
 
-def difference(risk: Risk, model: Perturbed, noises: Sequence[Noise], batch: Batch, sigmas: Sequence[float], *,
-               one_sided: bool = False) -> Tensor:
-    """[L(W + sigma U) + L(W - sigma U)] / 2 - L(W) of every example, [batch, sigmas], float64; noises [sigmas].
+def moved_losses(risk: Risk, model: Perturbed, noises: Sequence[Noise], batch: Batch, sigmas: Sequence[float], *,
+                 one_sided: bool = False) -> Tensor:
+    """[L(W + sigma U) + L(W - sigma U)] / 2 of every example, [batch, sigmas], float64; noises [sigmas].
 
-    The pair cancels the first-order term exactly. one_sided: L(W + sigma U) - L(W), the papers' way. The losses are
-    float64 from the outputs on: that of a well-fitted example is a small difference of larger numbers.
+    The pair cancels the first-order term exactly. one_sided: L(W + sigma U), the papers' way. The losses are float64
+    from the outputs on: what noise adds to that of a well-fitted example is a small difference of larger numbers.
     """
     batch = risk.place(batch)
 
@@ -300,62 +335,65 @@ def difference(risk: Risk, model: Perturbed, noises: Sequence[Noise], batch: Bat
         risk.spend(FORWARD, len(batch))
         with model.moved(moves):
             return risk.losses_of(risk.outputs({}, batch).double(), batch)
-    with risk.unrounded():
-        plain, columns = losses({}), []
+    columns = []
     for noise, sigma in zip(noises, sigmas, strict=True):
         up = losses(noise.moves(sigma))
-        columns.append(up - plain if one_sided else (up + losses(noise.moves(-sigma))) / 2 - plain)
+        columns.append(up if one_sided else (up + losses(noise.moves(-sigma))) / 2)
     return torch.stack(columns, 1)
 
 
 @torch.no_grad()
 def group_draws(risk: Risk, sample: Sample, sigmas: Sequence[float], groups: range, *, layers: Sequence[Layer],
                 spreads: Mapping[str, float | Tensor], numbers: Sequence[int], model: Perturbed,
-                measured: Callable[..., Tensor] = difference) -> Tensor:
+                measured: Callable[..., Tensor] | None = None) -> Tensor:
     """Means over the data [groups, k] of what is measured, each from one group of examples with noise of its own.
 
     numbers: of the stream; together with a group's number they tell its noise and its examples. measured: takes what
-    `difference` takes and gives [batch, k], where k is a multiple of the number of sigmas, which go round fastest.
+    `moved_losses` takes and gives [batch, k], where k is a multiple of the number of sigmas, which go round fastest;
+    without it what noise adds to the losses.
     """
     size = group_size(risk)
     inputs = sum(t[0].numel() for t in next(iter(risk.batches)).input_tensors())
-    copies = copies_at_once(risk, layers) if measured is difference else 1
-    step, found = max(min(copies, FIRST_GROUPS), GATHERED // (size * inputs)), []
-    for start in range(groups.start, groups.stop, step):
-        some = range(start, min(groups.stop, start + step))
-        rows, weights = sample.draw(len(some), size, generator("noise sample", *numbers, start))
-        noises: dict[int, Noise] = {}
+    copies = copies_at_once(risk, layers) if measured is None else 1
+    step = max(min(copies, FIRST_GROUPS), GATHERED // (size * inputs))
 
-        def noise_of(group: int, noises: dict = noises, first: int = start) -> Noise:
-            if group not in noises:
-                noises.clear()  # batches of a group follow each other
-                noises[group] = Noise(layers, spreads, risk.weights, *numbers, first + group)
-            return noises[group]
+    def means(first: int, count: int) -> Tensor:
+        rows, weights = sample.draw(count, size, generator("noise sample", *numbers, first))
+        each = rows.shape[1]
+        made: dict[int, Noise] = {}
 
-        def differences(batch: Batch, each: int = rows.shape[1], noise_of: Callable = noise_of) -> Tensor:
+        def noise_of(group: int) -> Noise:
+            if group not in made:
+                made.clear()  # batches of a group follow each other
+                made[group] = Noise(layers, spreads, risk.weights, *numbers, first + group)
+            return made[group]
+
+        def of_examples(batch: Batch) -> Tensor:
             groups = (batch.rows // each).unique_consecutive().tolist()
             if len(groups) == 1:
-                return measured(risk, model, [noise_of(groups[0])] * len(sigmas), batch, sigmas)
+                return (measured or moved_losses)(risk, model, [noise_of(groups[0])] * len(sigmas), batch, sigmas)
             if len(batch) < len(groups) * each:  # cut where memory was short
-                return torch.cat([differences(batch.select(batch.rows // each == group)) for group in groups])
-            offsets: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
-            for group in groups:
-                for place, layer in enumerate(layers):
-                    offsets[layer.name].append(noise_of(group).offset(place, layer))
-            return stacked_differences(risk, {k: torch.stack(u) for k, u in offsets.items()}, batch, sigmas, copies)
+                return torch.cat([of_examples(batch.select(batch.rows // each == group)) for group in groups])
+            noises = [Noise(layers, spreads, risk.weights, *numbers, first + group) for group in groups]
+            return stacked_losses(risk, side_by_side(noises), batch, sigmas, copies)
         batches = list(grouped(risk, rows))
         if copies > 1 and takes_copies(risk, layers, batches[0]):
-            batches = runs_of(batches, rows.shape[1], copies)
+            batches = runs_of(batches, each, copies)
+        else:
+            model.find()
         places = torch.cat([batch.rows for batch in batches])
-        values = risk.engine.examples(differences, batches)
+        examples = rows.flatten()[places]
+        values = risk.engine.examples(of_examples, batches)
+        if measured is None:
+            values = values - sample.losses[examples, None]
         if not values.isfinite().all():
-            example, column = (~values.isfinite()).nonzero()[0].tolist()
-            sigma, row = sigmas[column % len(sigmas)], int(rows.flatten()[places[example]])
-            raise InputError(f"the loss under noise of sigma={sigma:g} is NaN or infinite on example {row} of "
-                             f"{risk.batches.name!r}; give smaller sigmas, or measure with --dtype float64")
-        sums = torch.zeros(len(some), values.shape[1], dtype=torch.float64)
-        found.append(sums.index_add(0, places // rows.shape[1], weights.flatten()[places, None] * values))
-    return torch.cat(found)
+            place, column = (~values.isfinite()).nonzero()[0].tolist()
+            raise InputError(f"the loss under noise of sigma={sigmas[column % len(sigmas)]:g} is NaN or infinite on "
+                             f"example {examples[place]} of {risk.batches.name!r}; give smaller sigmas, or measure "
+                             "with --dtype float64")
+        sums = torch.zeros(count, values.shape[1], dtype=torch.float64)
+        return sums.index_add(0, places // each, weights.flatten()[places, None] * values)
+    return torch.cat([means(start, min(step, groups.stop - start)) for start in range(groups.start, groups.stop, step)])
 
 
 def noise_curve(risk: Risk, sample: Sample, sigmas: Sequence[float], *, layers: Sequence[Layer] | None = None,
@@ -402,7 +440,7 @@ def drawn_curve(draw: Callable[..., Tensor], sigmas: Sequence[float], limit: int
 def cheapest(whole: Tensor, sigmas: Sequence[float], variances: Tensor) -> Interpolation:
     """The interpolation that makes the means of draws [n, k] known to these variances [k] at the least cost."""
     def cost(way: Interpolation) -> float:
-        return (way.draws_for(whole, variances) - len(whole)) * (1 + 2 * len(way.nodes))
+        return (way.draws_for(whole, variances) - len(whole)) * len(way.nodes)
     *ways, everything = (Interpolation.through(sigmas, count) for count in range(1, len(sigmas) + 1))
     return min((way for way in ways if cost(way) < cost(everything)), key=cost, default=everything)
 
@@ -428,7 +466,7 @@ def until_precise(more: Callable[[int, int], Tensor], limit: int, rtol: float, a
 
 
 @torch.no_grad()
-def one_sided_curve(risk: Risk, sigmas: Sequence[float], *, layers: Sequence[Layer] | None = None,
+def one_sided_curve(risk: Risk, sample: Sample, sigmas: Sequence[float], *, layers: Sequence[Layer] | None = None,
                     spreads: Spreads = ISOTROPIC, rtol: float, atol: float = 0.0, max_passes: int, seed: int) -> Curve:
     """I(sigma) the papers' way: draws of L(W + U) - L(W), one U for all the data and every sigma.
 
@@ -436,15 +474,16 @@ def one_sided_curve(risk: Risk, sigmas: Sequence[float], *, layers: Sequence[Lay
     """
     chosen = risk.layers if layers is None else tuple(layers)
     model, at_hand = Perturbed(risk, chosen), spreads.of(risk)
+    model.find()
     first = 0 if layers is None else 1 + risk.layers.index(chosen[0])
 
     def one(number: int) -> Tensor:
         noises = [Noise(chosen, at_hand, risk.weights, seed, first, number, place, copies=len(sigmas))
                   for place in range(len(sigmas))]
 
-        def differences(batch: Batch) -> Tensor:
-            return difference(risk, model, noises, batch, sigmas, one_sided=True).sum(0)
-        return risk.engine.batch_sums(differences, risk.batches).sum(0) / risk.batches.size
+        def sums(batch: Batch) -> Tensor:
+            return moved_losses(risk, model, noises, batch, sigmas, one_sided=True).sum(0)
+        return risk.engine.batch_sums(sums, risk.batches).sum(0) / risk.batches.size - sample.losses.mean()
 
     drawn: list[Tensor] = []
 

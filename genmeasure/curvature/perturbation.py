@@ -32,17 +32,24 @@ class Perturbed:
 
     def __init__(self, risk: Risk, layers: Sequence[Layer]):
         self.risk, self.layers = risk, tuple(layers)
-        self._owners = {x.name: _owners(risk.model, x) for x in self.layers}
-        some = risk.place(next(iter(risk.batches)).select(slice(1)))
-        risk.spend(2 * FORWARD * len(self.layers), len(some))
+        self._owners: dict[str, list[Place]] = {}
+
+    def find(self) -> None:
+        """Find where each layer is replaced; the parts of a sharded model do so at the same time, before `moved`."""
+        if self._owners:
+            return
+        owners = {x.name: _owners(self.risk.model, x) for x in self.layers}
+        some = self.risk.place(next(iter(self.risk.batches)).select(slice(1)))
+        self.risk.spend(2 * FORWARD * len(self.layers), len(some))
         for layer in self.layers:
-            widely = units(risk.model, layer)
+            widely = units(self.risk.model, layer)
             with torch.no_grad():
-                expected = (self._doubled(layer, widely, some) if risk.sharded else
-                            risk.outputs({layer.name: 2 * risk.weights[layer.name]}, some))
-                found = self._doubled(layer, self._owners[layer.name], some)
+                expected = (self._doubled(layer, widely, some) if self.risk.sharded else
+                            self.risk.outputs({layer.name: 2 * self.risk.weights[layer.name]}, some))
+                found = self._doubled(layer, owners[layer.name], some)
             if not torch.allclose(found, expected, rtol=1e-3, atol=1e-6 * expected.abs().max().item(), equal_nan=True):
-                self._owners[layer.name] = widely
+                owners[layer.name] = widely
+        self._owners = owners
 
     def _doubled(self, layer: Layer, places: Sequence[Place], batch: Batch) -> Tensor:
         """The outputs with twice the layer's weight at these places."""
@@ -61,6 +68,7 @@ class Perturbed:
 
     def moved(self, moves: Mapping[str, Move]) -> contextlib.AbstractContextManager[None]:
         """Inside the block the model runs with these layers moved; afterwards, also after an error, as before."""
+        self.find()
         return moving(self.risk, moves, self._owners)
 
 

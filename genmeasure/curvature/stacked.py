@@ -72,9 +72,9 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any =
     return out if bias is None else out + bias[:, None, None]
 
 
-def stacked_differences(risk: Risk, offsets: Mapping[str, Tensor], batch: Batch, sigmas: Sequence[float],
-                        most: int) -> Tensor:
-    """[L(W + sigma U) + L(W - sigma U)] / 2 - L(W) of every example, [batch, sigmas], float64.
+def stacked_losses(risk: Risk, offsets: Mapping[str, Tensor], batch: Batch, sigmas: Sequence[float],
+                   most: int) -> Tensor:
+    """[L(W + sigma U) + L(W - sigma U)] / 2 of every example, [batch, sigmas], float64.
 
     offsets: U of every layer for each of g groups, [g, ...]; the batch holds the examples of one group after the other,
     equally many of each. most: copies that run together. Raises what `vmap` raises for a model that it does not take.
@@ -94,12 +94,9 @@ def stacked_differences(risk: Risk, offsets: Mapping[str, Tensor], batch: Batch,
         with Convolutions():
             found = vmap(outputs)(moved, map_tensors(inputs, lambda t: t.repeat(len(moves), *[1] * (t.dim() - 1))))
         return [risk.losses_of(one.double(), batch) for one in found.flatten(0, 1).split(len(batch))]
-    risk.spend(FORWARD, len(batch))
-    with risk.unrounded():
-        plain = risk.losses_of(risk.outputs({}, batch).double(), batch)
     factors = torch.tensor([f for s in sigmas for f in (s, -s)], device=risk.device, dtype=risk.dtype)
     moved = [one for some in factors.split(max(1, most // groups)) for one in losses(some)]
-    return torch.stack([(up + down) / 2 - plain for up, down in zip(moved[::2], moved[1::2], strict=True)], 1)
+    return torch.stack([(up + down) / 2 for up, down in zip(moved[::2], moved[1::2], strict=True)], 1)
 
 
 def takes_copies(risk: Risk, layers: Sequence[Layer], some: Batch) -> bool:

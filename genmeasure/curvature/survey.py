@@ -33,12 +33,13 @@ NEGLIGIBLE = 1e-13
 class Survey:
     """Directions and their sizes of every example.
 
-    apart: whether directions in output space are told apart. slopes: norm of the loss's gradient with respect to the
-    outputs [examples]. traces: of the output Hessian [examples]. decompose: gives `sizes` and `directions`, on first
-    use, since they may be larger than the outputs by as many times as an example has of these.
+    apart: whether directions in output space are told apart. losses [examples]. slopes: norm of the loss's gradient
+    with respect to the outputs [examples]. traces: of the output Hessian [examples]. decompose: gives `sizes` and
+    `directions`, on first use, since they may be larger than the outputs by as many times as an example has of these.
     """
 
     apart: bool
+    losses: Tensor
     slopes: Tensor
     traces: Tensor
     decompose: Callable[[], tuple[Tensor, Tensor | None]]
@@ -125,31 +126,31 @@ def _survey(risk: Risk) -> Survey | None:
         batch = risk.place_for_speed(batch)
         risk.spend(FORWARD, len(batch))
         outputs = (padding.outputs(risk, batch) if program is None else program.outputs(batch)).double()
-        risk.checked(risk.loss(outputs, batch.targets), batch, "loss")
+        losses = risk.checked(risk.losses_of(outputs, batch), batch, "loss")[:, None]
         with torch.enable_grad():
             point = outputs.detach().requires_grad_()
             (slope,) = torch.autograd.grad(risk.scale * risk.loss(point, batch.targets).sum(), point)
         slopes = slope.flatten(1).norm(dim=1, keepdim=True)
         if eigen:
             curved = output_hessian(risk, outputs, batch.targets).diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
-            return torch.cat([slopes, curved, outputs], 1)
+            return torch.cat([losses, slopes, curved, outputs], 1)
         logits, mask = risk.loss.softmax_rows(outputs, batch.targets)
         p = logits.softmax(-1)
         concentration = p.square().sum(-1, keepdim=True)
         curved = risk.scale * ((1 - concentration[..., 0]) * mask).sum(1, keepdim=True)
         if not apart:
-            return torch.cat([slopes, curved], 1)
+            return torch.cat([losses, slopes, curved], 1)
         sizes = risk.scale * (p * (1 - 2 * p + concentration) * mask[..., None]).flatten(1)
-        return torch.cat([slopes, curved, sizes], 1)
+        return torch.cat([losses, slopes, curved, sizes], 1)
     batches = risk.batches
     if program is not None and program.core_each:
         batches = (part for batch in batches for part in batch.split(program.at_once))
     # the Hessian of another loss takes forward mode, of which a process has one for all threads
     core_each = batches is not risk.batches and risk.loss.softmax_rows is not None
     table = risk.engine.examples(rows, batches, core_each=core_each)
-    slopes, traces, *rest = table.split([1, 1, k] if apart else [1, 1], 1)
+    losses, slopes, traces, *rest = table.split([1, 1, 1, k] if apart else [1, 1, 1], 1)
     decompose = partial(_eigen, risk, rest[0]) if eigen else partial(tuple, (rest[0] if apart else traces, None))
-    return Survey(apart, slopes[:, 0], traces[:, 0], decompose)
+    return Survey(apart, losses[:, 0], slopes[:, 0], traces[:, 0], decompose)
 
 
 @torch.inference_mode(False)

@@ -12,8 +12,7 @@ from genmeasure.curvature.scaled_trace import scaled_traces
 from genmeasure.errors import second_derivative
 from genmeasure.estimate import Estimate, propagate
 from genmeasure.measures import hessian_trace
-from genmeasure.measures.noise_stability import MAX_PASSES, RTOL, SIGMAS, curve, grid, groups
-from genmeasure.predictions import predictions
+from genmeasure.measures.noise_stability import MAX_PASSES, RTOL, SIGMAS, curve, grid, groups, surveyed
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
 
@@ -67,7 +66,7 @@ def hessian_approximation(subject: Subject, *, sigmas: tuple[float, ...] = SIGMA
         for (sigma, term), value in _compared(sigmas, drawn, found[name]).items():
             result[name, sigma, term] = value
         if subject.loss.classification:
-            level = PLATEAU * math.log(subject.classes) - predictions(subject).loss.mean().item()
+            level = PLATEAU * math.log(subject.classes) - surveyed(subject).losses.mean().item()
             late = [s for s, i in sorted(zip(sigmas, drawn.value.tolist(), strict=True)) if i > level]
             if late:
                 result[name, None, "plateau-from"] = Estimate(late[0], math.nan, drawn.draws)

@@ -9,7 +9,6 @@ from genmeasure.curvature.noise import ISOTROPIC, Curve, Sample, Spreads, noise_
 from genmeasure.errors import InputError
 from genmeasure.estimate import Estimate
 from genmeasure.layers import Layer
-from genmeasure.predictions import predictions
 from genmeasure.registry import measure
 from genmeasure.subject import Subject
 
@@ -40,7 +39,7 @@ def curve(subject: Subject, layer: Layer | None = None, *, sigmas: tuple[float, 
 
     def compute() -> Curve:
         if one_sided:
-            return one_sided_curve(subject.risk, **setting)
+            return one_sided_curve(subject.risk, surveyed(subject), **setting)
         return noise_curve(subject.risk, surveyed(subject), **setting)
     name = "total" if layer is None else layer.name
     return subject.remember(f"noise {name} {one_sided} {setting | {'layers': name}}", compute)
@@ -71,7 +70,7 @@ def noise_stability(subject: Subject, *, sigmas: tuple[float, ...] = SIGMAS, per
     them; `sd` is the standard deviation over these draws (ddof 1).
     """
     sigmas, spreads = grid(sigmas), Spreads(covariance, tuple(layer_sigmas))
-    loss = predictions(subject).loss.mean().item()
+    loss = surveyed(subject).losses.mean().item()
     result: dict[tuple[str, float, str], Estimate] = {}
     for name, layer in groups(subject, per_layer).items():
         drawn = curve(subject, layer, sigmas=sigmas, one_sided=one_sided, spreads=spreads, rtol=rtol, atol=atol,

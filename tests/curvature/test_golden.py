@@ -80,7 +80,7 @@ def test_antithetic_pairs_have_no_first_order_variance():
     """Away from the minimum a linear term is large; one-sided draws carry it, pairs do not."""
     s = linear(torch.full((1, 2), 100.0), torch.zeros(1, 2), torch.eye(2), torch.zeros(2, 1))
     pairs = noise_curve(s.risk, survey(s.risk), [0.01], rtol=0, max_passes=50, seed=0)
-    single = one_sided_curve(s.risk, [0.01], rtol=0, max_passes=50, seed=0)
+    single = one_sided_curve(s.risk, survey(s.risk), [0.01], rtol=0, max_passes=50, seed=0)
     assert pairs.stderr.item() < 1e-3 * single.stderr.item()
     assert abs(pairs.value.item() - 0.01**2 / 2) < 5 * pairs.stderr.item()
 

@@ -51,9 +51,11 @@ def made(name: str):
 
 def drawn(subject, spreads: Spreads = ISOTROPIC) -> tuple[torch.Tensor, float]:
     risk = subject.risk
+    model = Perturbed(risk, risk.layers)
+    model.find()
     before = risk.passes
     found = group_draws(risk, survey(risk), SIGMAS, range(3, 14), layers=risk.layers, spreads=spreads.of(risk),
-                        numbers=(7, 0), model=Perturbed(risk, risk.layers))
+                        numbers=(7, 0), model=model)
     return found, risk.passes - before
 
 
@@ -63,8 +65,8 @@ def test_together_and_in_turn(name, spreads, monkeypatch):
     one, passes = drawn(made(name), spreads)
     ran = []
     monkeypatch.setattr(noise, "copies_at_once", lambda *_: 4)
-    original = noise.stacked_differences
-    monkeypatch.setattr(noise, "stacked_differences", lambda *given: ran.append(len(given[2])) or original(*given))
+    original = noise.stacked_losses
+    monkeypatch.setattr(noise, "stacked_losses", lambda *given: ran.append(len(given[2])) or original(*given))
     subject = made(name)
     weights = {k: w.clone() for k, w in subject.state.items()}
     other, spent = drawn(subject, spreads)
@@ -83,7 +85,7 @@ def test_memory_that_is_short_cuts_between_and_within_groups(monkeypatch):
     def short(*given):
         sizes.append(len(given[2]))
         raise RuntimeError("CUDA out of memory")
-    monkeypatch.setattr(noise, "stacked_differences", short)
+    monkeypatch.setattr(noise, "stacked_losses", short)
     other, _ = drawn(made("residual"))
     assert sizes == [3 * size]  # then a group and a half at a time, of which each part is a group's
     torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)

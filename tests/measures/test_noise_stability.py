@@ -52,7 +52,7 @@ def test_one_sided_draws_state_their_spread():
     for sigma in (0.1, 0.3):
         assert at.loc[(sigma, "stability"), "n"] == 5
         assert at.loc[(sigma, "sd"), "value"] == pytest.approx(math.sqrt(5) * at.loc[(sigma, "stability"), "stderr"])
-    assert frame["passes"].iloc[0] == pytest.approx(5 * 3 + 1, abs=1)
+    assert frame["passes"].iloc[0] == pytest.approx(5 * 2 + 1, abs=1)
 
 
 def test_the_plateau_of_a_guess_is_marked(smooth):
