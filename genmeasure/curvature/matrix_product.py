@@ -7,12 +7,19 @@ compiler uses.
 
 from __future__ import annotations
 
+import contextlib
+import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+LEAST, NARROW = 2**21, 16
+"""Multiplications from which on oneDNN takes less time, if neither side of the weight is shorter than this."""
 
 
 def _operator() -> torch._ops.OpOverload | None:
@@ -24,6 +31,11 @@ def _operator() -> torch._ops.OpOverload | None:
 
 ONE_DNN = _operator()
 
+# The same function, except that it does not ask to be overridden as a whole, so that a mode sees what it calls.
+attention_function = types.FunctionType(
+    F.multi_head_attention_forward.__code__, {**vars(F), "has_torch_function": lambda *_: False},
+    argdefs=F.multi_head_attention_forward.__defaults__)
+
 
 class _Linear(torch.autograd.Function):
     @staticmethod
@@ -32,18 +44,22 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
+        input, weight, _ = inputs
+        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        return _Linear.apply(slope, weight.T, None), None, None
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        input, weight = ctx.saved_tensors
+        by_input, by_weight, by_bias = ctx.needs_input_grad
+        rows = slope.flatten(0, -2)
+        return (linear(slope, weight.T) if by_input else None,
+                linear(rows.T, input.flatten(0, -2).T) if by_weight else None, rows.sum(0) if by_bias else None)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input [..., k] times weight' [o, k] plus bias [o], as `F.linear`: [..., o]; gradients as often as wanted.
 
-    By oneDNN where all are plain float32 on a CPU and only the input has a gradient, else by `F.linear` itself.
+    By oneDNN where all are plain float32 on a CPU and there is enough to multiply, else by `F.linear` itself.
     """
     if not _fits(input, weight, bias):
         return F.linear(input, weight, bias)
@@ -58,5 +74,26 @@ def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     given = [input, weight] if bias is None else [input, weight, bias]
     return (all(type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and t.device.type == "cpu"
                 and t.dtype is torch.float32 and not torch._C._functorch.is_functorch_wrapped_tensor(t) for t in given)
-            and not any(t.requires_grad for t in given[1:]) and input.ndim > 1 and weight.ndim == 2
-            and weight.numel() > 0 and (bias is None or bias.shape == weight.shape[:1]))
+            and input.ndim > 1 and weight.ndim == 2 and input.shape[-1] == weight.shape[1]
+            and min(weight.shape) >= NARROW and input.numel() * len(weight) >= LEAST
+            and (bias is None or bias.shape == weight.shape[:1]))
+
+
+class _Faster(TorchFunctionMode):
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return attention_function(*args, **kwargs)
+        if func is F.linear:
+            return linear(*args, **kwargs)
+        if func is torch.addmm and len(args) == 3 and not kwargs and _fits(args[1], args[2].T, args[0]):
+            bias, input, weight = args
+            return linear(input, weight.T, bias)
+        return func(*args, **kwargs)
+
+
+def faster_products() -> contextlib.AbstractContextManager:
+    """Around the call of a network: its products with weights by `linear`, unless a mode watches what it calls."""
+    watched = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
+    return contextlib.nullcontext() if watched or ONE_DNN is None else _Faster()

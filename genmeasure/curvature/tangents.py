@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from genmeasure.curvature.calls import Call, linear_call, weight_key
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import written_out
+from genmeasure.curvature.matrix_product import attention_function
 from genmeasure.curvature.matrix_product import linear as linear_product
 from genmeasure.curvature.padding import by_length, cut, length
 from genmeasure.curvature.taps import (
@@ -32,7 +33,6 @@ from genmeasure.curvature.taps import (
     Function,
     Probe,
     Taps,
-    attention_function,
     diagonal_second_derivatives,
 )
 from genmeasure.data.batches import Batch

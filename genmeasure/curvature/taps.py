@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,7 +31,7 @@ from genmeasure.curvature.calls import (
     memory_order,
     weight_key,
 )
-from genmeasure.curvature.matrix_product import linear
+from genmeasure.curvature.matrix_product import attention_function, linear
 from genmeasure.curvature.program import Program, find_program
 from genmeasure.data.batches import Batch
 from genmeasure.risk import FORWARD, GRADIENT, Risk
@@ -46,11 +45,6 @@ AGREEMENT = 2e-3
 """Of a layer's largest squared gradient: float32 rounding stays far below it (1e-6), a use that is missed does not."""
 SHARE = 4
 """Second derivatives take this share of a batch at a time: a double backward pass holds several times as much."""
-
-# The same function, except that it does not ask to be overridden as a whole, so that what it calls can be tapped.
-attention_function = types.FunctionType(
-    F.multi_head_attention_forward.__code__, {**vars(F), "has_torch_function": lambda *_: False},
-    argdefs=F.multi_head_attention_forward.__defaults__)
 
 
 class _Tapping(TorchFunctionMode):

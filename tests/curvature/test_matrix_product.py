@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
 import genmeasure as gm
 from genmeasure.curvature import matrix_product
 from genmeasure.curvature.matrix_product import linear
+from genmeasure.curvature.products import batch_hessian_product
 from genmeasure.curvature.taps import find_taps
 
 NEEDED = pytest.mark.skipif(matrix_product.ONE_DNN is None, reason="torch was built without oneDNN")
@@ -18,63 +20,92 @@ def drawn(*shape, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=dtype)
 
 
-def derivatives(product, x, weight, bias):
-    x = x.clone().requires_grad_()
-    value = product(x, weight, bias)
-    (slope,) = torch.autograd.grad(value.tanh().square().sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad((slope * x.detach()).sum(), x)
-    return value.detach(), slope.detach(), second
+@pytest.fixture
+def however_small(monkeypatch):
+    monkeypatch.setattr(matrix_product, "LEAST", 0)
+    monkeypatch.setattr(matrix_product, "NARROW", 0)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Of oneDNN's product."""
+    found, one_dnn = [], matrix_product.ONE_DNN
+    monkeypatch.setattr(matrix_product, "ONE_DNN", lambda *args: found.append(args) or one_dnn(*args))
+    return found
+
+
+@pytest.fixture
+def untaken(monkeypatch):
+    monkeypatch.setattr(matrix_product, "ONE_DNN", lambda *_: pytest.fail("taken"))
+
+
+def derivatives(product, moving, *given):
+    """Value, gradients and second derivatives along a direction, with respect to the arguments that move."""
+    given = [None if t is None else t.detach().requires_grad_(moves) for t, moves in zip(given, moving, strict=True)]
+    point = [t for t in given if t is not None and t.requires_grad]
+    value = product(*given)
+    slopes = torch.autograd.grad(value.tanh().square().sum(), point, create_graph=True)
+    along = sum((slope * t.detach().cos()).sum() for slope, t in zip(slopes, point, strict=True))
+    return [value.detach(), *(s.detach() for s in slopes), *torch.autograd.grad(along, point)]
 
 
 @NEEDED
+@pytest.mark.parametrize("moving", [(True, False, False), (False, True, True), (True, True, True)])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 7, 5)])
-def test_equal_to_torch(shape, transposed, monkeypatch):
-    calls = []
-    one_dnn = matrix_product.ONE_DNN
-    monkeypatch.setattr(matrix_product, "ONE_DNN", lambda *args: calls.append(args) or one_dnn(*args))
+def test_equal_to_torch(shape, transposed, moving, however_small, calls):
     weight = drawn(5, 4).T if transposed else drawn(4, 5)
     for bias in (None, drawn(4), drawn(8)[::2]):
-        ours, twin = (derivatives(f, drawn(*shape), weight, bias) for f in (linear, F.linear))
+        ours, twin = (derivatives(f, moving, drawn(*shape), weight, bias) for f in (linear, F.linear))
         for a, b in zip(ours, twin, strict=True):
             assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)  # rounding of float32, second derivatives included
-    assert calls
+    assert len(calls) >= 3 * (1 + sum(moving[:2]))
 
 
 X, W = drawn(3, 5), drawn(4, 5)
 LEFT = {
     "float64": lambda: (X.double(), W.double()), "vector": lambda: (X[0], W), "weight is a vector": lambda: (X, W[0]),
-    "weight moves": lambda: (X, W.clone().requires_grad_()),
-    "bias moves": lambda: (X, W, drawn(4).requires_grad_()), "one bias for all": lambda: (X, W, torch.ones(1)),
-    "spread bias": lambda: (X, W, torch.tensor(1.0)), "a row of biases": lambda: (X, W, drawn(1, 4)),
-    "no features": lambda: (X[:, :0], W[:, :0]), "sparse": lambda: (X, W.to_sparse_csr())}
+    "one bias for all": lambda: (X, W, torch.ones(1)), "spread bias": lambda: (X, W, torch.tensor(1.0)),
+    "a row of biases": lambda: (X, W, drawn(1, 4)), "no features": lambda: (X[:, :0], W[:, :0]),
+    "sparse": lambda: (X, W.to_sparse_csr())}
 
 
 @pytest.mark.parametrize("case", LEFT)
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_left_to_torch(case, monkeypatch):
-    monkeypatch.setattr(matrix_product, "ONE_DNN", lambda *_: pytest.fail("taken"))
+def test_left_to_torch(case, monkeypatch, untaken):
+    monkeypatch.setattr(matrix_product, "LEAST", 0)
+    monkeypatch.setattr(matrix_product, "NARROW", 1)
     given = LEFT[case]()
     assert torch.equal(linear(*given), F.linear(*given))
+
+
+def test_left_to_torch_where_there_is_little_to_multiply(untaken):
+    for rows, width in ((2**12, 15), (63, 2**8)):
+        linear(torch.ones(rows, 2**7), torch.ones(width, 2**7))
+
+
+@NEEDED
+def test_taken_where_there_is_much_to_multiply(calls):
+    linear(torch.ones(2**10, 2**7), torch.ones(16, 2**7))
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("context", [lambda: torch.autocast("cpu", torch.bfloat16), forward_ad.dual_level,
                                      lambda: torch.backends.mkldnn.flags(enabled=False)])
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
-def test_left_to_torch_within(context, monkeypatch):
-    monkeypatch.setattr(matrix_product, "ONE_DNN", lambda *_: pytest.fail("taken"))
+def test_left_to_torch_within(context, however_small, untaken):
     with context():
         assert torch.equal(linear(X, W), F.linear(X, W))
 
 
-def test_left_to_torch_under_transforms():
+def test_left_to_torch_under_transforms(however_small, untaken):
     for product in (linear, F.linear):
         assert torch.func.vmap(product, (0, None))(drawn(2, 3, 5), W).shape == (2, 3, 4)
         assert torch.equal(torch.func.jvp(lambda x, f=product: f(x, W), (X,), (X,))[1], F.linear(X, W))
 
 
 @NEEDED
-def test_a_weight_that_changes_before_the_backward_pass_is_noticed():
+def test_a_weight_that_changes_before_the_backward_pass_is_noticed(however_small):
     x, weight = X.clone().requires_grad_(), W.clone()
     value = linear(x, weight).sum()
     weight.zero_()
@@ -95,10 +126,80 @@ class ByKeyword(nn.Module):
         return self.head(h) + F.linear(h, self.pooled)[:, None]
 
 
-def test_a_model_may_call_it_as_it_likes():
+def test_a_model_may_call_it_as_it_likes(however_small):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net, start = ByKeyword(), ByKeyword()
     s = gm.subject(net, start, [(drawn(6, 5), torch.arange(6) % 3)], device="cpu")
     assert find_taps(s.risk) is not None
     assert (gm.measure(s, "hessian-trace")["value"] != 0).all()
+
+
+class Several(nn.Module):
+    """Attention, transformers' order of weights, and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.turned, self.bias = nn.Parameter(drawn(8, 6)), nn.Parameter(drawn(6))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.attention(x, x, x, need_weights=False)[0].flatten(0, 1)
+        return self.head(torch.tanh(torch.addmm(self.bias, h, self.turned))).reshape(len(x), -1, 3).mean(1)
+
+
+def several(**how):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Several()
+    return gm.subject(net, Several(), [(drawn(6, 4, 8), torch.arange(6) % 3)], device="cpu", **how)
+
+
+@NEEDED
+def test_networks_are_called_with_it(however_small, calls, monkeypatch):
+    monkeypatch.setattr("genmeasure.risk.LARGE", 1)
+    risk, exact = several().risk, several(dtype="float64").risk
+    batch, other = (r.place(next(iter(r.batches))) for r in (risk, exact))
+    calls.clear()
+    with torch.no_grad():
+        found = risk.outputs({}, batch)
+    assert [tuple(weight.shape) for _, weight, *_ in calls] == [(24, 8), (8, 8), (6, 8), (3, 6)]
+    with torch.no_grad():
+        torch.testing.assert_close(found.double(), exact.outputs({}, other), rtol=1e-5, atol=1e-5)
+    calls.clear()
+    slopes, expected = risk.batch_gradient(batch), exact.batch_gradient(other)
+    assert len(calls) > 8
+    v = {k: torch.cos(w) for k, w in risk.weights.items()}
+    products = batch_hessian_product(risk, batch, v)
+    others = batch_hessian_product(exact, other, {k: w.double() for k, w in v.items()})
+    for k in expected:
+        torch.testing.assert_close(slopes[k].double(), expected[k], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(products[k].double(), others[k], rtol=1e-4, atol=1e-4)
+
+
+class Watching(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("how", "large"), [({"dtype": "float64"}, 1), ({"dtype": "bfloat16"}, 1), ({}, 2**14)])
+def test_networks_of_another_precision_and_small_ones_are_called_without_it(how, large, however_small, untaken,
+                                                                            monkeypatch):
+    monkeypatch.setattr("genmeasure.risk.LARGE", large)
+    risk = several(**how).risk
+    risk.outputs({}, risk.place(next(iter(risk.batches))))
+
+
+def test_a_mode_that_watches_sees_the_operations(however_small, monkeypatch):
+    monkeypatch.setattr("genmeasure.risk.LARGE", 1)
+    risk = several().risk
+    monkeypatch.setattr(matrix_product, "ONE_DNN", lambda *_: pytest.fail("taken"))
+    with Watching() as watching:
+        risk.outputs({}, risk.place(next(iter(risk.batches))))
+    assert {F.linear, torch.addmm} <= watching.seen
