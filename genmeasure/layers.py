@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genmeasure.data.batches import Batch
 from genmeasure.errors import InputError, unknown
+from genmeasure.matrix_product import faster_products
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -77,7 +78,7 @@ def differentiable() -> Iterator[None]:
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
     """The model's outputs [batch, ...]: a tensor, the first of a tuple, or `.logits`."""
-    with differentiable():
+    with differentiable(), faster_products(model):
         out = model(**batch.inputs) if isinstance(batch.inputs, dict) else model(*batch.inputs)
     out = getattr(out, "logits", out)
     return out[0] if isinstance(out, (tuple, list)) else out

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from genmeasure.checkpoints.sharded import WHOLE, is_sharded, reshard
-from genmeasure.curvature.matrix_product import faster_products
 from genmeasure.data.batches import Batch, Batches, map_tensors
 from genmeasure.engine import Engine
 from genmeasure.errors import InputError, second_derivative
@@ -23,9 +22,6 @@ from genmeasure.shared import Shared
 
 FORWARD, GRADIENT, HESSIAN_PRODUCT = 1.0, 3.0, 9.0
 """Cost in forward-equivalents: a backward pass is two; differentiating a gradient triples its cost."""
-
-LARGE = 2**14
-"""Numbers of a matrix by which a batch is multiplied long enough."""
 
 Weights = Mapping[str, Tensor]
 """Weights of layers by the layer's name."""
@@ -165,26 +161,15 @@ class Risk:
                                  f"needs forward passes alone, or {WHOLE}")
             with torch.inference_mode(False), torch.no_grad():  # what it gathers into must serve training afterwards
                 return forward(self.model, batch)
-        with self._products():
-            if not weights:
-                return self._model(batch)
-            return functional_call(self._model, {self._paths[k]: w for k, w in weights.items()}, (batch,))
+        if not weights:
+            return self._model(batch)
+        return functional_call(self._model, {self._paths[k]: w for k, w in weights.items()}, (batch,))
 
     def outputs_of_state(self, state: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """As `outputs`, with any parameters and buffers replaced, by their paths in the state dict."""
         if self.sharded:
             return self.outputs(state, batch)
-        with self._products():
-            return functional_call(self._model, {f"model.{k}": t for k, t in state.items()}, (batch,))
-
-    def _products(self) -> contextlib.AbstractContextManager:
-        return faster_products() if self._multiplies else contextlib.nullcontext()
-
-    @functools.cached_property
-    def _multiplies(self) -> bool:
-        """Whether the network may have products that are worth another library."""
-        return (self.device.type == "cpu" and self.dtype == torch.float32 and self.precision.passes is None
-                and any(w.ndim == 2 and w.numel() >= LARGE for w in self.model.parameters()))
+        return functional_call(self._model, {f"model.{k}": t for k, t in state.items()}, (batch,))
 
     def losses(self, weights: Weights, batch: Batch) -> Tensor:
         """[batch]."""

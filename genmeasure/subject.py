@@ -162,24 +162,26 @@ def subject(model: nn.Module, start: nn.Module | Mapping[str, Tensor] | str | Pa
             notes: Mapping[str, tuple[str, ...]] | None = None, offload: bool = False) -> Subject:
     """A subject from plain objects.
 
-    model: the fine-tuned module; it is copied and left as it is. A quantised model, one that transformers spread by
-    `device_map`, and one whose weights are on several devices are not moved, cast or stored twice; their weights that
-    are not floating-point numbers, or not at hand, are no layers and named in the notes. start: the pretrained module,
-    its state dict, or the path of a checkpoint file. train, test: any iterable of batches (tuples of inputs and labels,
-    dicts with `labels`, BatchEncoding). loss: a registered name (`token-cross-entropy` and `next-token-cross-entropy`
-    for labels [batch, tokens], `binary-cross-entropy` for several labels per example) or a `Loss`. dtype: float32 or
-    float64; checkpoints are cast to it; `tf32`: float32 with products of factors of 10 bits, on CUDA; `bfloat16`:
-    weights, noise and losses in float32, passes through the model in bfloat16, for measures of forward passes alone.
-    head: path of the head layer, by default the selected layer that runs last. labels: columns for the readings. init:
-    the model's state before fine-tuning, from which a head is measured that the start lacks; without it, from zero.
-    notes: what reading the checkpoints changed, for the readings. offload: gradients, Hessian and Gauss-Newton products
-    keep the activations of their backward passes in the host's memory; the numbers are the same, in more time.
+    model: the fine-tuned module; it is copied and left as it is; of a compiled one, what was compiled. A quantised
+    model, one that transformers spread by `device_map`, and one whose weights are on several devices are not moved,
+    cast or stored twice; their weights that are not floating-point numbers, or not at hand, are no layers and named in
+    the notes. start: the pretrained module, its state dict, or the path of a checkpoint file. train, test: any iterable
+    of batches (tuples of inputs and labels, dicts with `labels`, BatchEncoding). loss: a registered name
+    (`token-cross-entropy` and `next-token-cross-entropy` for labels [batch, tokens], `binary-cross-entropy` for several
+    labels per example) or a `Loss`. dtype: float32 or float64; checkpoints are cast to it; `tf32`: float32 with
+    products of factors of 10 bits, on CUDA; `bfloat16`: weights, noise and losses in float32, passes through the model
+    in bfloat16, for measures of forward passes alone. head: path of the head layer, by default the selected layer that
+    runs last. labels: columns for the readings. init: the model's state before fine-tuning, from which a head is
+    measured that the start lacks; without it, from zero. notes: what reading the checkpoints changed, for the readings.
+    offload: gradients, Hessian and Gauss-Newton products keep the activations of their backward passes in the host's
+    memory; the numbers are the same, in more time.
 
     Raises `InputError` for weights that are not finite, a start that does not match, data that the model does not run
     on, inputs that are NaN, labels outside the classes, outputs that the loss does not take, a model whose outputs
     differ between two calls or with the other examples of a batch, outputs or a loss that depend on parameters which
     are not the model's own, and a model that is spread over ranks in another way.
     """
+    model, start = (getattr(given, "_orig_mod", given) for given in (model, start))  # by torch.compile
     if dtype not in PRECISIONS:
         raise InputError(f"the dtype {dtype!r} came; choose one of {', '.join(PRECISIONS)}")
     precision = PRECISIONS[dtype]

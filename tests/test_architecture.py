@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = (  # from the bottom
-    {"errors", "estimate", "registry", "losses", "shared", "precision"},
+    {"errors", "estimate", "registry", "losses", "shared", "precision", "matrix_product"},
     {"engine", "checkpoints", "families", "data"},
     {"risk", "curvature", "layers", "norms", "spectral"},
     {"subject", "predictions", "symbolic", "path_norm", "lipschitz"},

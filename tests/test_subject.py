@@ -60,6 +60,15 @@ def test_a_start_is_a_module_a_state_dict_or_a_path(nets, tmp_path):
     torch.testing.assert_close(moved, end.block.weight.detach() - start.block.weight.detach(), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # inside torch
+def test_of_a_compiled_model_what_was_compiled_is_measured(nets):
+    start, end = nets
+    found, expected = (gm.measure(gm.subject(*given, small.batches(), device="cpu"), "distance")
+                       for given in ((torch.compile(end), torch.compile(start)), (end, start)))
+    assert found["layer"].tolist() == expected["layer"].tolist()
+    assert found["value"].tolist() == expected["value"].tolist()
+
+
 def test_a_head_of_another_size_is_measured_from_zero(nets):
     _, end = nets
     start, _ = small.pair("residual")

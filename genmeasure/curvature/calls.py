@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmeasure.curvature.matrix_product import linear
+from genmeasure.matrix_product import linear
 
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 PATCHES = 2**21

@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from genmeasure.checkpoints.pinned import shared_copy
 from genmeasure.curvature.calls import Back, Call, Hear, Meet, memory_order, normalisation, weight_key
-from genmeasure.curvature.matrix_product import linear
 from genmeasure.data.batches import Batch
+from genmeasure.matrix_product import linear
 from genmeasure.risk import Risk
 
 log = logging.getLogger("genmeasure")

@@ -24,8 +24,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from genmeasure.curvature.calls import Call, linear_call, weight_key
 from genmeasure.curvature.draws import generator
 from genmeasure.curvature.higher_order import written_out
-from genmeasure.curvature.matrix_product import attention_function
-from genmeasure.curvature.matrix_product import linear as linear_product
 from genmeasure.curvature.padding import by_length, cut, length
 from genmeasure.curvature.taps import (
     AGREEMENT,
@@ -36,6 +34,8 @@ from genmeasure.curvature.taps import (
     diagonal_second_derivatives,
 )
 from genmeasure.data.batches import Batch
+from genmeasure.matrix_product import attention_function
+from genmeasure.matrix_product import linear as linear_product
 from genmeasure.risk import FORWARD, Risk
 
 HELD = {"cpu": 2**23, "cuda": 2**27}

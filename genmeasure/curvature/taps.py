@@ -31,9 +31,9 @@ from genmeasure.curvature.calls import (
     memory_order,
     weight_key,
 )
-from genmeasure.curvature.matrix_product import attention_function, linear
 from genmeasure.curvature.program import Program, find_program
 from genmeasure.data.batches import Batch
+from genmeasure.matrix_product import attention_function, linear
 from genmeasure.risk import FORWARD, GRADIENT, Risk
 
 log = logging.getLogger("genmeasure")

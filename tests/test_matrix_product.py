@@ -8,10 +8,10 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 import genmeasure as gm
-from genmeasure.curvature import matrix_product
-from genmeasure.curvature.matrix_product import linear
+from genmeasure import matrix_product
 from genmeasure.curvature.products import batch_hessian_product
 from genmeasure.curvature.taps import find_taps
+from genmeasure.matrix_product import linear
 
 NEEDED = pytest.mark.skipif(matrix_product.ONE_DNN is None, reason="torch was built without oneDNN")
 
@@ -24,6 +24,8 @@ def drawn(*shape, dtype=torch.float32):
 def however_small(monkeypatch):
     monkeypatch.setattr(matrix_product, "LEAST", 0)
     monkeypatch.setattr(matrix_product, "NARROW", 0)
+    monkeypatch.setattr(matrix_product, "BLOCKS", (4, 1))
+    monkeypatch.setattr(matrix_product, "MULTIPLE", 1)
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_left_to_torch_where_there_is_little_to_multiply(untaken):
 
 @NEEDED
 def test_taken_where_there_is_much_to_multiply(calls):
-    linear(torch.ones(2**10, 2**7), torch.ones(16, 2**7))
+    linear(torch.ones(2**9, 2**8), torch.ones(16, 2**8))
     assert len(calls) == 1
 
 
@@ -102,6 +104,41 @@ def test_left_to_torch_under_transforms(however_small, untaken):
     for product in (linear, F.linear):
         assert torch.func.vmap(product, (0, None))(drawn(2, 3, 5), W).shape == (2, 3, 4)
         assert torch.equal(torch.func.jvp(lambda x, f=product: f(x, W), (X,), (X,))[1], F.linear(X, W))
+
+
+@NEEDED
+@pytest.mark.parametrize("rows", [1, 31, 32, 300, 2048])
+def test_rows_are_taken_in_blocks_of_few_sizes(rows, calls):
+    x, weight, bias = drawn(rows, 2**8).double(), drawn(2**9, 2**8).double(), drawn(2**9).double()
+    expected = F.linear(x, weight, bias).reshape(1, rows, -1)
+    found = linear(x.float().reshape(1, rows, -1), weight.float(), bias.float())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    taken = [given.numel() // 2**8 for given, *_ in calls]
+    assert set(taken) <= set(matrix_product.BLOCKS)
+    assert sum(taken) == (rows - rows % 32 if rows >= 32 else 0)
+
+
+@NEEDED
+@pytest.mark.parametrize("rows", [128, 130])
+def test_sums_over_rows_are_of_few_lengths(rows, calls):
+    x, weight = drawn(rows, 2**8), drawn(2**9, 2**8).requires_grad_()
+    value = linear(x, weight)
+    calls.clear()
+    (slope,) = torch.autograd.grad(value.sum(), weight)
+    torch.testing.assert_close(slope, x.sum(0).expand(2**9, -1), rtol=1e-4, atol=1e-4)
+    assert bool(calls) == (rows == 128)
+
+
+@NEEDED
+def test_several_gradients_may_be_taken_at_once(however_small, calls):
+    x, weight = drawn(2, 3, 5).requires_grad_(), W.clone().requires_grad_()
+    value = linear(x, weight).tanh()
+    assert calls
+    directions = drawn(2, *value.shape)
+    together = torch.autograd.grad(value, (x, weight), directions, is_grads_batched=True, retain_graph=True)
+    for i, direction in enumerate(directions):
+        alone = torch.autograd.grad(value, (x, weight), direction, retain_graph=True)
+        torch.testing.assert_close(tuple(some[i] for some in together), alone)
 
 
 @NEEDED
@@ -158,13 +195,13 @@ def several(**how):
 
 @NEEDED
 def test_networks_are_called_with_it(however_small, calls, monkeypatch):
-    monkeypatch.setattr("genmeasure.risk.LARGE", 1)
+    monkeypatch.setattr(matrix_product, "LARGE", 1)
     risk, exact = several().risk, several(dtype="float64").risk
     batch, other = (r.place(next(iter(r.batches))) for r in (risk, exact))
     calls.clear()
     with torch.no_grad():
         found = risk.outputs({}, batch)
-    assert [tuple(weight.shape) for _, weight, *_ in calls] == [(24, 8), (8, 8), (6, 8), (3, 6)]
+    assert list(dict.fromkeys(tuple(weight.shape) for _, weight, *_ in calls)) == [(24, 8), (8, 8), (6, 8), (3, 6)]
     with torch.no_grad():
         torch.testing.assert_close(found.double(), exact.outputs({}, other), rtol=1e-5, atol=1e-5)
     calls.clear()
@@ -189,15 +226,15 @@ class Watching(TorchFunctionMode):
 
 
 @pytest.mark.parametrize(("how", "large"), [({"dtype": "float64"}, 1), ({"dtype": "bfloat16"}, 1), ({}, 2**14)])
-def test_networks_of_another_precision_and_small_ones_are_called_without_it(how, large, however_small, untaken,
-                                                                            monkeypatch):
-    monkeypatch.setattr("genmeasure.risk.LARGE", large)
+def test_networks_of_another_precision_and_small_ones_are_called_without_it(how, large, however_small, monkeypatch):
+    monkeypatch.setattr(matrix_product, "LARGE", large)
     risk = several(**how).risk
+    monkeypatch.setattr(matrix_product, "ONE_DNN", lambda *_: pytest.fail("taken"))
     risk.outputs({}, risk.place(next(iter(risk.batches))))
 
 
 def test_a_mode_that_watches_sees_the_operations(however_small, monkeypatch):
-    monkeypatch.setattr("genmeasure.risk.LARGE", 1)
+    monkeypatch.setattr(matrix_product, "LARGE", 1)
     risk = several().risk
     monkeypatch.setattr(matrix_product, "ONE_DNN", lambda *_: pytest.fail("taken"))
     with Watching() as watching:

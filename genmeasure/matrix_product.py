@@ -20,6 +20,11 @@ from torch.overrides import TorchFunctionMode
 
 LEAST, NARROW = 2**21, 16
 """Multiplications from which on oneDNN takes less time, if neither side of the weight is shorter than this."""
+BLOCKS, MULTIPLE = (8192, 2048, 512, 128, 32), 128
+"""Rows that are taken at a time, and what a number of rows that is summed over must be a multiple of. For every number
+that it meets oneDNN keeps half a megabyte of code, so these should be few."""
+LARGE = 2**14
+"""Numbers of a weight from which on a network may have such products; others are not looked at."""
 
 
 def _operator() -> torch._ops.OpOverload | None:
@@ -40,7 +45,7 @@ attention_function = types.FunctionType(
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return ONE_DNN(input, weight, bias, "none", [], "")
+        return _by_blocks(input, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -51,9 +56,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         input, weight = ctx.saved_tensors
         by_input, by_weight, by_bias = ctx.needs_input_grad
-        rows = slope.flatten(0, -2)
+        rows = slope.reshape(-1, slope.shape[-1])
+        product = F.linear if len(rows) % MULTIPLE else linear
         return (linear(slope, weight.T) if by_input else None,
-                linear(rows.T, input.flatten(0, -2).T) if by_weight else None, rows.sum(0) if by_bias else None)
+                product(rows.T, input.reshape(-1, input.shape[-1]).T) if by_weight else None,
+                rows.sum(0) if by_bias else None)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -72,11 +79,35 @@ def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if forward_ad._current_level >= 0:  # in forward mode
         return False
     given = [input, weight] if bias is None else [input, weight, bias]
-    return (all(type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and t.device.type == "cpu"
-                and t.dtype is torch.float32 and not torch._C._functorch.is_functorch_wrapped_tensor(t) for t in given)
+    return (all(_plain(t) and not _batched(t) for t in given)
             and input.ndim > 1 and weight.ndim == 2 and input.shape[-1] == weight.shape[1]
             and min(weight.shape) >= NARROW and input.numel() * len(weight) >= LEAST
             and (bias is None or bias.shape == weight.shape[:1]))
+
+
+def _by_blocks(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By oneDNN as many rows as make blocks, the others by `F.linear`."""
+    rows = input.reshape(-1, input.shape[-1])
+    if len(rows) in BLOCKS:
+        return ONE_DNN(input, weight, bias, "none", [], "")
+    found, done = rows.new_empty(len(rows), len(weight)), 0
+    for size in BLOCKS:
+        while len(rows) - done >= size:
+            found[done:done + size] = ONE_DNN(rows[done:done + size], weight, bias, "none", [], "")
+            done += size
+    if done < len(rows):
+        found[done:] = F.linear(rows[done:], weight, bias)
+    return found.reshape(*input.shape[:-1], len(weight))
+
+
+def _plain(t: Tensor) -> bool:
+    return (type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and t.device.type == "cpu"
+            and t.dtype is torch.float32)
+
+
+def _batched(t: Tensor) -> bool:
+    """Whether it stands for several, as `vmap` and `is_grads_batched` make them."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
 
 
 class _Faster(TorchFunctionMode):
@@ -93,7 +124,10 @@ class _Faster(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def faster_products() -> contextlib.AbstractContextManager:
-    """Around the call of a network: its products with weights by `linear`, unless a mode watches what it calls."""
+def faster_products(network: nn.Module) -> contextlib.AbstractContextManager:
+    """Around a call of the network: its products with weights by `linear`, unless a mode watches what it calls."""
     watched = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
-    return contextlib.nullcontext() if watched or ONE_DNN is None else _Faster()
+    if watched or ONE_DNN is None or not any(w.ndim == 2 and w.numel() >= LARGE and _plain(w)
+                                             for w in network.parameters()):
+        return contextlib.nullcontext()
+    return _Faster()
