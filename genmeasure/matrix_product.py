@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 LEAST, NARROW = 2**21, 16
 """Multiplications from which on oneDNN takes less time, if neither side of the weight is shorter than this."""
-BLOCKS, MULTIPLE = (8192, 2048, 512, 128, 32), 128
+BLOCKS, MULTIPLE = tuple(2**i for i in range(13, 4, -1)), 128
 """Rows that are taken at a time, and what a number of rows that is summed over must be a multiple of. For every number
 that it meets oneDNN keeps half a megabyte of code, so these should be few."""
 LARGE = 2**14
