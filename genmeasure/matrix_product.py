@@ -89,15 +89,17 @@ def _by_blocks(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """By oneDNN as many rows as make blocks, the others by `F.linear`."""
     rows = input.reshape(-1, input.shape[-1])
     if len(rows) in BLOCKS:
-        return ONE_DNN(input, weight, bias, "none", [], "")
-    found, done = rows.new_empty(len(rows), len(weight)), 0
-    for size in BLOCKS:
-        while len(rows) - done >= size:
-            found[done:done + size] = ONE_DNN(rows[done:done + size], weight, bias, "none", [], "")
-            done += size
-    if done < len(rows):
-        found[done:] = F.linear(rows[done:], weight, bias)
-    return found.reshape(*input.shape[:-1], len(weight))
+        found = ONE_DNN(rows, weight, bias, "none", [], "")
+    else:
+        found, done = rows.new_empty(len(rows), len(weight)), 0
+        for size in BLOCKS:
+            while len(rows) - done >= size:
+                found[done:done + size] = ONE_DNN(rows[done:done + size], weight, bias, "none", [], "")
+                done += size
+        if done < len(rows):
+            found[done:] = F.linear(rows[done:], weight, bias)
+    # what a function gives may be written over, unless it is a view
+    return torch.ops.aten._unsafe_view(found, [*input.shape[:-1], len(weight)])
 
 
 def _plain(t: Tensor) -> bool:

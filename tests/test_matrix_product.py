@@ -119,6 +119,16 @@ def test_rows_are_taken_in_blocks_of_few_sizes(rows, calls):
 
 
 @NEEDED
+@pytest.mark.parametrize("shape", [(64, 256), (70, 256), (2, 64, 256), (2, 35, 256)])
+def test_results_may_be_written_over(shape, calls):
+    x, weight = drawn(*shape).requires_grad_(), drawn(256, 256).requires_grad_()
+    found, expected = (torch.autograd.grad(product(x, weight).relu_().square().sum(), (x, weight))
+                       for product in (linear, F.linear))
+    assert calls
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
+
+
+@NEEDED
 @pytest.mark.parametrize("rows", [128, 130])
 def test_sums_over_rows_are_of_few_lengths(rows, calls):
     x, weight = drawn(rows, 2**8), drawn(2**9, 2**8).requires_grad_()
