@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -49,6 +50,7 @@ def rounded(subject: Subject, device: torch.device) -> dict[str, Subject]:
 def draws_of_curve(subject: Subject, sample: Sample, groups: int) -> Tensor:
     """Differences of the loss under noise, [groups, sigmas]."""
     risk = subject.risk
+    sample = replace(sample, losses=survey(risk).losses)
     return group_draws(risk, sample, SIGMAS, range(groups), layers=risk.layers, spreads=Spreads().of(risk),
                        numbers=(SEED, 0), model=Perturbed(risk, risk.layers))
 

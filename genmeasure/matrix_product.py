@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 LEAST, NARROW = 2**21, 16
-"""Multiplications from which on oneDNN takes less time, if neither side of the weight is shorter than this."""
+"""Multiplications, and rows and columns of the weight, from which on oneDNN takes less time."""
 BLOCKS, MULTIPLE = tuple(2**i for i in range(13, 4, -1)), 128
 """Rows that are taken at a time, and what a number of rows that is summed over must be a multiple of. For every number
 that it meets oneDNN keeps half a megabyte of code, so these should be few."""
@@ -50,7 +50,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         input, weight, _ = inputs
-        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight)
+        by_input, by_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(input if by_weight else None, weight if by_input else None)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -76,11 +77,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if ONE_DNN is None or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
         return False
-    if forward_ad._current_level >= 0:  # in forward mode
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return False
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return False  # what recomputes a part of a network later does so without a mode, and must save the same
     given = [input, weight] if bias is None else [input, weight, bias]
-    return (all(_plain(t) and not _batched(t) for t in given)
-            and input.ndim > 1 and weight.ndim == 2 and input.shape[-1] == weight.shape[1]
+    return (all(_plain(t) and not torch._C._functorch.is_legacy_batchedtensor(t) for t in given)
+            and input.ndim > 1 and weight.ndim == 2 and input.shape[-1] == weight.shape[1] and _apart(weight)
             and min(weight.shape) >= NARROW and input.numel() * len(weight) >= LEAST
             and (bias is None or bias.shape == weight.shape[:1]))
 
@@ -107,29 +110,37 @@ def _plain(t: Tensor) -> bool:
             and t.dtype is torch.float32)
 
 
-def _batched(t: Tensor) -> bool:
-    """Whether it stands for several, as `vmap` and `is_grads_batched` make them."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
+def _apart(weight: Tensor) -> bool:
+    """Whether rows, or columns, lie one behind the other in memory; oneDNN takes no windows that overlap."""
+    (rows, columns), (down, across) = weight.shape, weight.stride()
+    return (across == 1 and down >= columns) or (down == 1 and across >= rows)
 
 
 class _Faster(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:
                 return attention_function(*args, **kwargs)
         if func is F.linear:
             return linear(*args, **kwargs)
-        if func is torch.addmm and len(args) == 3 and not kwargs and _fits(args[1], args[2].T, args[0]):
+        if func is torch.addmm and len(args) == 3 and not kwargs:
             bias, input, weight = args
-            return linear(input, weight.T, bias)
+            if input.ndim == weight.ndim == 2 and _fits(input, weight.T, bias):
+                return linear(input, weight.T, bias)
         return func(*args, **kwargs)
 
 
 def faster_products(network: nn.Module) -> contextlib.AbstractContextManager:
-    """Around a call of the network: its products with weights by `linear`, unless a mode watches what it calls."""
+    """Around a call of the network: its products with weights by `linear`.
+
+    Unless a mode watches what it calls, or part of it is compiled, which a mode would have compiled anew.
+    """
     watched = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
-    if watched or ONE_DNN is None or not any(w.ndim == 2 and w.numel() >= LARGE and _plain(w)
+    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in network.modules())
+    if watched or compiled or ONE_DNN is None or not any(w.ndim == 2 and w.numel() >= LARGE and _plain(w)
                                              for w in network.parameters()):
         return contextlib.nullcontext()
     return _Faster()

@@ -6,11 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 import genmeasure as gm
 from genmeasure import matrix_product
 from genmeasure.curvature.products import batch_hessian_product
 from genmeasure.curvature.taps import find_taps
+from genmeasure.data.batches import Batch
+from genmeasure.layers import forward
 from genmeasure.matrix_product import linear
 
 NEEDED = pytest.mark.skipif(matrix_product.ONE_DNN is None, reason="torch was built without oneDNN")
@@ -173,7 +176,8 @@ class ByKeyword(nn.Module):
         return self.head(h) + F.linear(h, self.pooled)[:, None]
 
 
-def test_a_model_may_call_it_as_it_likes(however_small):
+def test_a_model_may_call_it_as_it_likes(however_small, monkeypatch):
+    monkeypatch.setattr(matrix_product, "LARGE", 1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net, start = ByKeyword(), ByKeyword()
@@ -250,3 +254,77 @@ def test_a_mode_that_watches_sees_the_operations(however_small, monkeypatch):
     with Watching() as watching:
         risk.outputs({}, risk.place(next(iter(risk.batches))))
     assert {F.linear, torch.addmm} <= watching.seen
+
+
+@NEEDED
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # inside torch
+@pytest.mark.parametrize("compiled", [lambda net: torch.compile(net, backend="eager"),
+                                      lambda net: net.compile(backend="eager") or net,
+                                      lambda net: nn.Sequential(torch.compile(net, backend="eager"))])
+def test_compiled_networks_are_called_without_it(compiled):
+    net = nn.Sequential(nn.Linear(256, 256))
+    assert isinstance(matrix_product.faster_products(net), TorchFunctionMode)
+    assert not isinstance(matrix_product.faster_products(compiled(net)), TorchFunctionMode)
+
+
+@NEEDED
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # inside torch
+def test_a_network_may_call_what_is_compiled():
+    inner = nn.Linear(256, 256)
+    call = torch.compile(inner.forward, backend="eager", fullgraph=True)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return call(x)
+    x = drawn(64, 256)
+    torch.testing.assert_close(forward(Outer(), Batch((x,), torch.zeros(64))), inner(x), rtol=1e-4, atol=1e-4)
+
+
+@NEEDED
+@pytest.mark.parametrize("width", [256, 128])
+def test_parts_that_are_computed_again_save_the_same(width):
+    """`checkpoint` runs a part of the network again in the backward pass, outside of the mode."""
+    part = nn.Linear(256, width)
+
+    class Again(nn.Module):
+        def __init__(self, again):
+            super().__init__()
+            self.first, self.part, self.again = nn.Linear(256, 256), part, again
+            self.first.load_state_dict({"weight": drawn(256, 256) / 16, "bias": drawn(256)})
+
+        def forward(self, x):
+            h = torch.tanh(self.first(x))
+            return checkpoint(self.part, h, use_reentrant=False) if self.again else self.part(h)
+    slopes = []
+    for again in (True, False):
+        net = Again(again)
+        forward(net, Batch((drawn(64, 256),), torch.zeros(64))).square().sum().backward()
+        slopes.append(net.first.weight.grad)
+    torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-3)
+
+
+@NEEDED
+def test_transforms_over_what_else_a_network_holds():
+    x, weight = drawn(64, 256), drawn(256, 256)
+    found = torch.func.vmap(lambda scale: scale * linear(x, weight))(drawn(2))
+    torch.testing.assert_close(found, drawn(2)[:, None, None] * F.linear(x, weight))
+
+
+@NEEDED
+def test_windows_that_overlap_are_left_to_torch(untaken):
+    band = drawn(511).unfold(0, 256, 1)
+    torch.testing.assert_close(linear(drawn(64, 256), band), F.linear(drawn(64, 256), band))
+
+
+@NEEDED
+def test_a_weight_may_change_where_its_input_has_no_gradient():
+    weight = drawn(256, 256).requires_grad_()
+    value = linear(drawn(64, 256), weight)
+    with torch.no_grad():
+        weight.mul_(2)
+    value.sum().backward()
+    torch.testing.assert_close(weight.grad, drawn(64, 256).sum(0).expand(256, -1), rtol=1e-4, atol=1e-4)

@@ -402,8 +402,8 @@ def noise_curve(risk: Risk, sample: Sample, sigmas: Sequence[float], *, layers: 
 
     Antithetic pairs; a group of examples shares its U, which serves all sigmas and makes the curve smooth: its entries
     are correlated. After the first sample only as many sigmas are drawn as make the rest cheapest (`Interpolation`).
-    Ends when every entry has a standard error of at most `max(atol, rtol * |value|)`, or when `max_passes` times as
-    many examples as there are have been drawn.
+    Ends when every entry has a standard error of at most `max(atol, rtol * |value|)`, or of what rounding does to a
+    loss, or when `max_passes` times as many examples as there are have been drawn.
     """
     chosen = risk.layers if layers is None else tuple(layers)
     model = Perturbed(risk, chosen)
@@ -414,7 +414,8 @@ def noise_curve(risk: Risk, sample: Sample, sigmas: Sequence[float], *, layers: 
         return group_draws(risk, sample, at, range(start, stop), layers=chosen, spreads=at_hand, numbers=numbers,
                            model=model)
     limit = max(2, max_passes * risk.batches.size // min(group_size(risk), risk.batches.size))
-    return drawn_curve(more, sigmas, limit, rtol, atol)
+    rounding = torch.finfo(risk.dtype).eps * sample.losses.abs().mean().item()
+    return drawn_curve(more, sigmas, limit, rtol, max(atol, rounding))
 
 
 def drawn_curve(draw: Callable[..., Tensor], sigmas: Sequence[float], limit: int, rtol: float, atol: float) -> Curve:
