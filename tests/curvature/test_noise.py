@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import small
 import torch
 from dense import TANH, assert_calibrated, make, noise_differences
 from torch import nn
@@ -395,6 +396,16 @@ def test_noise_is_the_same_kept_or_drawn_again_by_one_thread_or_two(monkeypatch)
         assert torch.equal(kept.values, other.values)
     assert few == also_few == still_few == kept.draws * len(s.risk.layers)
     assert many == 4 * few  # two sigmas, two signs
+
+
+def test_rounding_is_not_drawn_to_the_last_pass():
+    """Losses without noise come from other batches, so that noise without effect leaves their rounding."""
+    start, end = small.pair("residual")
+    risk = subject(end, start, small.batches(256, batch_size=64), device="cpu").risk
+    nothing = Spreads(factors=(0.0,) * len(risk.layers))
+    found = noise_curve(risk, survey(risk), [0.1], spreads=nothing, rtol=0.05, max_passes=50, seed=0)
+    assert found.value.abs().item() < 1e-6
+    assert found.draws == noise.FIRST_GROUPS
 
 
 def test_unknown_covariances_and_wrong_numbers_of_factors_are_refused(quadratic):
