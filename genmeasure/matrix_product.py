@@ -139,8 +139,14 @@ def faster_products(network: nn.Module) -> contextlib.AbstractContextManager:
     Unless a mode watches what it calls, or part of it is compiled, which a mode would have compiled anew.
     """
     watched = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
-    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in network.modules())
-    if watched or compiled or ONE_DNN is None or not any(w.ndim == 2 and w.numel() >= LARGE and _plain(w)
-                                             for w in network.parameters()):
+    if watched or ONE_DNN is None or not _large(network) or _compiled(network):
         return contextlib.nullcontext()
     return _Faster()
+
+
+def _large(network: nn.Module) -> bool:
+    return any(w.ndim == 2 and w.numel() >= LARGE and _plain(w) for w in network.parameters())
+
+
+def _compiled(network: nn.Module) -> bool:
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in network.modules())
